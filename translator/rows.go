@@ -1,0 +1,196 @@
+package translator
+
+import (
+	"crypto/x509"
+	"time"
+
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"signalbox.dev/extproc/contract"
+	"signalbox.dev/source"
+	"signalbox.dev/xds"
+)
+
+// This file holds the rows of the derived tables: what one concern says to another.
+// Rows are immutable once they are in a table, and are compared to find out whether
+// a change matters to who reads them.
+
+// key is the key of a row: "namespace/name" for objects, see names.go for others.
+type key string
+
+// gatewayRow is what a Gateway means: made by gateway.go, read by routes, tables,
+// listeners and statuses. A Gateway that is not of our class has no row.
+type gatewayRow struct {
+	Ref        source.Ref
+	Generation int64
+	Group      xds.Group
+	Listeners  []listenerRow // in the order of the spec, all of them
+	Conditions []metav1.Condition
+	Addresses  []gatewayv1.GatewaySpecAddress
+	Warnings   []string
+	// IdleTimeout is how long a stream may be silent; from an annotation.
+	IdleTimeout time.Duration
+}
+
+// listenerRow is one listener of a Gateway.
+type listenerRow struct {
+	Name     string
+	Port     int32 // as in the spec
+	Bound    int32 // as Envoy binds it (Options.Ports)
+	Protocol gatewayv1.ProtocolType
+	Hostname string // lower case; "" accepts every host
+	// RouteConfig names the RouteConfiguration that its routes go into: one for all
+	// HTTP listeners of a port, one for each HTTPS listener. Empty if the listener is
+	// not served (unsupported protocol, conflict, no usable certificate).
+	RouteConfig string
+	// Valid says whether routes attach: false for unsupported protocols and conflicts.
+	Valid   bool
+	Secrets []source.Ref // usable certificates, of HTTPS listeners
+
+	// What may attach.
+	FromAll      bool
+	FromSame     bool
+	FromSelector labels.Selector // nil unless from: Selector
+	HTTPRoutes   bool            // HTTPRoute is among the allowed kinds
+
+	SupportedKinds []gatewayv1.RouteGroupKind
+	// Conditions without Programmed, which needs Envoy's word.
+	Conditions []metav1.Condition
+}
+
+// modelMatch is what an entry demands of the model.
+type modelMatch struct {
+	// Exact is the one model that the entry is for; "" if it is not for one.
+	Exact string
+	// Base is set instead of Exact for a rule on the base model's header: table.go
+	// makes an entry for Base itself and each adapter whose base it is.
+	Base string
+	// Any is true if the rule looks at a model header at all (exact, base or
+	// regular expression): its host needs the extractor.
+	Any bool
+}
+
+// precedence orders entries as the spec says (HTTPRouteRule.matches); compare in
+// match.go. Earlier sorts first.
+type precedence struct {
+	HostLen, HostWild int // characters of the route's own hostname: exact ones, and of the wildcard
+	PathExact         bool
+	PathLen           int // of an exact or prefix path
+	PathRegex         bool
+	Method            bool
+	Headers, Queries  int
+	Created           time.Time // zero where there is none (files)
+	Route             key
+	Rule, Match       int
+}
+
+// entry is one match of one rule of a route, on one host of one route table.
+type entry struct {
+	Host       string // the domain of the virtual host: the listener's and the route's hostname, intersected; "" means all
+	Listener   string // name of the listener, for isolation: entries of listeners on one port never mix
+	Precedence precedence
+	Model      modelMatch
+	// Route is the Envoy route with its match complete but for the exact model or
+	// base model header, which the table's map stands for. Immutable, shared.
+	Route *routev3.Route
+	// Namespace is the route's: which ConfigMaps say what the base model is.
+	Namespace string
+}
+
+// routeRow is what an HTTPRoute means.
+type routeRow struct {
+	Ref        source.Ref
+	Generation int64
+	Parents    []routeParent
+	// Entries by key of the route table, tableKey(group, RouteConfig).
+	Entries map[key][]entry
+	// Uses lists every backend that an entry can reach, by Gateway; sorted, unique.
+	Uses []use
+	// Pools lists the pools that the route's backendRefs resolve to, by Gateway
+	// through which it is accepted, for the pools' status; sorted, unique.
+	Pools    []poolParent
+	Warnings []string
+}
+
+// routeParent is one parentRef that points at a Gateway of ours.
+type routeParent struct {
+	Ref        gatewayv1.ParentReference
+	Gateway    key
+	Listeners  []string // names of the listeners it is attached to, sorted
+	Accepted   bool
+	Conditions []metav1.Condition
+}
+
+// use is one backend that one Gateway's Envoys need.
+type use struct {
+	Group   xds.Group
+	Backend key // backendKey in names.go: "pool/ns/name" or "service/ns/name/port"
+}
+
+// poolParent is one pool and a Gateway through which a route reaches it.
+type poolParent struct {
+	Pool, Gateway key
+	Accepted      bool // the route is accepted by that Gateway
+}
+
+// poolRow is what an InferencePool means, without its endpoints: made by pool.go,
+// read by routes (cluster, picker), clusters and statuses.
+type poolRow struct {
+	Ref        source.Ref
+	Generation int64
+	Ports      []int32
+	H2C        bool
+	Selector   map[string]string
+	// Picker is nil for a pool without endpointPickerRef, which Envoy balances by
+	// itself, and for one whose reference cannot be followed: see Broken.
+	Picker *contract.Picker
+	// Broken is true if the pool names a picker that cannot be followed: its traffic
+	// is answered 503, whatever the failure mode.
+	Broken     bool
+	Conditions []metav1.Condition // ResolvedRefs and, where it does not depend on the parent, Accepted
+	Warnings   []string
+}
+
+// serviceRow is what a Service means to a backendRef.
+type serviceRow struct {
+	Ref   source.Ref
+	Ports []servicePort
+	// External is true for ExternalName Services, which are refused (CVE-2021-25740).
+	External bool
+}
+
+type servicePort struct {
+	Name  string
+	Port  int32
+	H2C   bool // appProtocol kubernetes.io/h2c
+	Proto string
+}
+
+// policyRow is a BackendTLSPolicy, resolved: made by backend.go.
+type policyRow struct {
+	Ref        source.Ref
+	Generation int64
+	Created    time.Time
+	Hostname   string
+	CA         []byte // PEM; nil with System true
+	System     bool
+	Roots      *x509.CertPool `json:"-"`
+	Conditions []metav1.Condition
+}
+
+// backend is what a backendRef comes to: made by resolveBackend (backend.go), which
+// reads pools, services and grants; used by route.go.
+type backend struct {
+	// Key and Cluster are empty if the reference is invalid: its share of the
+	// traffic is answered 500.
+	Key     key
+	Cluster string
+	Pool    key              // the pool's key, if it is one
+	Picker  *contract.Picker // the picker to ask, or nil
+	// Failure is the ResolvedRefs=False condition of an invalid reference; nil if valid.
+	Failure *metav1.Condition
+	Warning string
+}
