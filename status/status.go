@@ -106,3 +106,14 @@ func (b *Book) All() []translator.Status {
 	slices.SortFunc(out, func(a, b translator.Status) int { return a.Ref.Compare(b.Ref) })
 	return out
 }
+
+// Fan returns a Writer that hands every status to each of the writers, in order.
+func Fan(writers ...Writer) Writer { return fan(writers) }
+
+type fan []Writer
+
+func (f fan) Write(statuses []translator.Status) {
+	for _, w := range f {
+		w.Write(statuses)
+	}
+}
