@@ -1,0 +1,274 @@
+// Package e2e holds the tests of the real thing: the signalbox binary, a real Envoy,
+// the real extractor and real pickers, through the front door. A test writes YAML into
+// a folder, runs `signalbox run` on it and sends HTTP requests.
+//
+// The environment says what to use: SIGNALBOX is the binary (make build), ENVOY the
+// Envoy. `make e2e` sets both.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience is how long a test waits for something that should happen at once.
+const patience = 30 * time.Second
+
+// binary returns the path in an environment variable, or fails saying how to get it.
+func binary(t testing.TB, variable string) string {
+	t.Helper()
+	path := os.Getenv(variable)
+	if path == "" {
+		t.Fatalf("%s is not set: run these tests with `make e2e`", variable)
+	}
+	return path
+}
+
+// box is a running `signalbox run` on a folder of YAML.
+type box struct {
+	t      testing.TB
+	Dir    string // the folder
+	URL    string // http://127.0.0.1:PORT, for the listener on port 80
+	Admin  string // http://127.0.0.1:PORT
+	Ports  map[int]int
+	cmd    *exec.Cmd
+	output *lockedBuffer
+	ready  chan string // "ready …" lines
+	exited chan error
+}
+
+// boxOptions change how a box is run.
+type boxOptions struct {
+	Listeners []int    // listener ports to bind; default 80
+	Ready     int      // ready lines to wait for; default len(Listeners)
+	Args      []string // more arguments
+}
+
+// startBox writes files (name → YAML) into a folder, runs signalbox on it and waits
+// until its listeners are ready. It is drained and stopped at the end of the test.
+func startBox(t testing.TB, files map[string]string, o boxOptions) *box {
+	t.Helper()
+	b := &box{t: t, Dir: t.TempDir(), output: &lockedBuffer{}, ready: make(chan string, 64), exited: make(chan error, 1), Ports: map[int]int{}}
+	for name, text := range files {
+		b.Write(name, text)
+	}
+	if len(o.Listeners) == 0 {
+		o.Listeners = []int{80}
+	}
+	if o.Ready == 0 {
+		o.Ready = len(o.Listeners)
+	}
+	admin := freePort(t)
+	args := []string{"run", b.Dir, "--envoy", binary(t, "ENVOY"), "--admin", fmt.Sprintf("127.0.0.1:%d", admin), "--log-level", "debug"}
+	for _, l := range o.Listeners {
+		b.Ports[l] = freePort(t)
+		args = append(args, "--port", fmt.Sprintf("%d=%d", l, b.Ports[l]))
+	}
+	b.URL = fmt.Sprintf("http://127.0.0.1:%d", b.Ports[o.Listeners[0]])
+	b.Admin = fmt.Sprintf("http://127.0.0.1:%d", admin)
+	b.cmd = exec.Command(binary(t, "SIGNALBOX"), append(args, o.Args...)...)
+	b.cmd.Stderr = b.output
+	stdout, err := b.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(b.stop)
+	go func() {
+		for s := bufio.NewScanner(stdout); s.Scan(); {
+			fmt.Fprintln(b.output, "stdout:", s.Text())
+			if strings.HasPrefix(s.Text(), "ready ") {
+				b.ready <- s.Text()
+			}
+		}
+		b.exited <- b.cmd.Wait()
+		close(b.exited)
+	}()
+	for range o.Ready {
+		b.waitReady()
+	}
+	return b
+}
+
+// waitReady waits for the next ready line and returns it.
+func (b *box) waitReady() string {
+	b.t.Helper()
+	select {
+	case line := <-b.ready:
+		return line
+	case err := <-b.exited:
+		b.t.Fatalf("signalbox ended: %v\n%s", err, b.output)
+	case <-time.After(patience):
+		b.t.Fatalf("no listener became ready within %v\n%s", patience, b.output)
+	}
+	return ""
+}
+
+// stop asks signalbox to drain and end, and shows its output if the test has failed.
+func (b *box) stop() {
+	_ = b.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-b.exited:
+	case <-time.After(patience):
+		b.t.Errorf("signalbox did not end within %v of SIGTERM", patience)
+		_ = b.cmd.Process.Kill()
+		<-b.exited
+	}
+	if b.t.Failed() {
+		b.t.Logf("signalbox said:\n%s", b.output.tail(200))
+	}
+}
+
+// Write puts a file into the folder, whole, as an editor would: under another name first.
+func (b *box) Write(name, text string) {
+	b.t.Helper()
+	path := filepath.Join(b.Dir, name)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(path+".tmp", []byte(text), 0o644); err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.Rename(path+".tmp", path); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// Remove takes a file out of the folder.
+func (b *box) Remove(name string) {
+	b.t.Helper()
+	if err := os.Remove(filepath.Join(b.Dir, name)); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+// adminJSON reads a JSON page of the admin interface.
+func (b *box) adminJSON(path string, into any) {
+	b.t.Helper()
+	resp, err := http.Get(b.Admin + path)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 {
+		b.t.Fatalf("GET %s: %s %v\n%s", path, resp.Status, err, body)
+	}
+	if err := json.Unmarshal(body, into); err != nil {
+		b.t.Fatalf("GET %s: %v\n%s", path, err, body)
+	}
+}
+
+// waitFor polls until done says true: for what is visible only from the outside.
+func waitFor(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("not within %v: %s", patience, what)
+		case <-tick.C:
+		}
+	}
+}
+
+// answer is what came back for a request, read to its end.
+type answer struct {
+	Status int
+	Header http.Header
+	Body   string
+	Err    error
+}
+
+// post sends a body and reads the whole answer.
+func post(ctx context.Context, url, contentType string, body []byte, header ...string) answer {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return answer{Err: err}
+	}
+	req.Header.Set("Content-Type", contentType)
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	return do(http.DefaultClient, req)
+}
+
+// get sends a GET.
+func get(ctx context.Context, url string, header ...string) answer {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return answer{Err: err}
+	}
+	for i := 0; i+1 < len(header); i += 2 {
+		req.Header.Add(header[i], header[i+1])
+	}
+	return do(http.DefaultClient, req)
+}
+
+func do(client *http.Client, req *http.Request) answer {
+	resp, err := client.Do(req)
+	if err != nil {
+		return answer{Err: err}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return answer{Status: resp.StatusCode, Header: resp.Header, Body: string(b), Err: err}
+}
+
+// chat returns a chat completion request for a model.
+func chat(model string) []byte {
+	return fmt.Appendf(nil, `{"model":%q,"messages":[{"role":"user","content":"hello"}],"max_tokens":5}`, model)
+}
+
+// freePort returns a TCP port of 127.0.0.1 that nobody uses now.
+func freePort(t testing.TB) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// lockedBuffer collects output of several writers.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func (l *lockedBuffer) tail(lines int) string {
+	all := strings.Split(l.String(), "\n")
+	return strings.Join(all[max(0, len(all)-lines):], "\n")
+}

@@ -1,0 +1,151 @@
+package e2e
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// pod is a backend of the test's own: it says who it is, and the length and digest of
+// what it received, so that a test can see which pod served and that nothing was lost.
+type pod struct {
+	Name     string
+	Address  string // ip:port
+	Requests atomic.Int64
+	// Partial counts requests whose body ended in an error: half a body.
+	Partial atomic.Int64
+}
+
+// received is what a pod answers with, as JSON, to every request but those below
+// /stream/.
+type received struct {
+	Pod     string              `json:"pod"`
+	Method  string              `json:"method"`
+	Path    string              `json:"path"`
+	Host    string              `json:"host"`
+	Length  int64               `json:"length"`
+	SHA256  string              `json:"sha256"`
+	Header  map[string][]string `json:"header"`
+	Trailer map[string][]string `json:"trailer"`
+}
+
+// startPod serves HTTP/1 and h2c on a free port of the address 127.0.0.1.
+func startPod(t testing.TB, name string) *pod {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pod{Name: name, Address: l.Addr().String()}
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	s := &http.Server{Handler: p, Protocols: &protocols}
+	go s.Serve(l)
+	t.Cleanup(func() { s.Close() })
+	return p
+}
+
+// Port returns the pod's port.
+func (p *pod) Port() string { return p.Address[strings.LastIndexByte(p.Address, ':')+1:] }
+
+func (p *pod) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.Requests.Add(1)
+	w.Header().Set("X-Pod", p.Name)
+	hash := sha256.New()
+	n, err := io.Copy(hash, r.Body)
+	if err != nil {
+		p.Partial.Add(1)
+		panic(http.ErrAbortHandler)
+	}
+	if strings.HasPrefix(r.URL.Path, "/stream/") {
+		p.stream(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header()["Set-Cookie"] = []string{"a=1", "b=2"}
+	_ = json.NewEncoder(w).Encode(received{Pod: p.Name, Method: r.Method, Path: r.URL.RequestURI(), Host: r.Host,
+		Length: n, SHA256: hex.EncodeToString(hash.Sum(nil)), Header: r.Header, Trailer: r.Trailer})
+}
+
+// stream serves /stream/COUNT/PAUSE: COUNT server-sent events, PAUSE apart, then
+// [DONE].
+func (p *pod) stream(w http.ResponseWriter, r *http.Request) {
+	var count int
+	var pause string
+	if _, err := fmt.Sscanf(strings.ReplaceAll(r.URL.Path, "/", " "), " stream %d %s", &count, &pause); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	gap, err := time.ParseDuration(pause)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	tick := time.NewTicker(gap)
+	defer tick.Stop()
+	for i := range count {
+		fmt.Fprintf(w, "data: {\"i\":%d,\"at\":%d}\n\n", i, time.Now().UnixNano())
+		_ = http.NewResponseController(w).Flush()
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	fmt.Fprint(w, "data: [DONE]\n\n")
+}
+
+// decode reads what a pod answered.
+func (a answer) decode(t testing.TB) received {
+	t.Helper()
+	var r received
+	if a.Err != nil || a.Status != 200 {
+		t.Fatalf("want 200 from a pod, got %d %v\n%s", a.Status, a.Err, a.Body)
+	}
+	if err := json.Unmarshal([]byte(a.Body), &r); err != nil {
+		t.Fatalf("not a pod's answer: %v\n%s", err, a.Body)
+	}
+	return r
+}
+
+// yamlGateway is a GatewayClass and a Gateway default/gw with one HTTP listener on 80.
+const yamlGateway = `apiVersion: gateway.networking.k8s.io/v1
+kind: GatewayClass
+metadata: {name: signalbox}
+spec: {controllerName: signalbox.dev/gateway-controller}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: gw, namespace: default}
+spec:
+  gatewayClassName: signalbox
+  listeners: [{name: http, port: 80, protocol: HTTP}]
+`
+
+// yamlSlice is an EndpointSlice of pods, which may each have a port of its own only if
+// there is one pod: an EndpointSlice has one list of ports. label is "key: value".
+func yamlSlice(name, label string, addresses ...string) string {
+	var b strings.Builder
+	for i, a := range addresses {
+		ip, port, _ := strings.Cut(a, ":")
+		fmt.Fprintf(&b, `---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: %s-%d, namespace: default, labels: {%s}}
+addressType: IPv4
+ports: [{name: http, port: %s}]
+endpoints: [{addresses: [%s], conditions: {ready: true}}]
+`, name, i, label, port, ip)
+	}
+	return b.String()
+}
