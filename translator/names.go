@@ -2,6 +2,8 @@ package translator
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,25 +35,68 @@ func splitKey(k key) (namespace, name string) {
 	return namespace, name
 }
 
-// poolBackend returns the key, and the cluster's name, of a pool.
+// poolBackend returns the key, and the cluster's name, of a pool whose endpoints a
+// picker chooses.
 func poolBackend(pool key) key { return "pool/" + pool }
+
+// balancedBackend returns the key, and the cluster's name, of a pool without a picker.
+// It is not poolBackend's, so that a pool that is given a picker loses no request:
+// Envoy gets clusters before routes, and a cluster that was changed in place would
+// refuse everything until the routes ask the picker. A new cluster comes beside the
+// old one, then the routes move.
+func balancedBackend(pool key) key { return "pool/" + pool + "/balanced" }
 
 // serviceBackend returns the key, and the cluster's name, of a Service's port.
 func serviceBackend(service key, port int32) key {
 	return "service/" + service + "/" + key(strconv.Itoa(int(port)))
 }
 
-// parseBackend is the inverse of poolBackend (port 0) and serviceBackend.
+// parseBackend is the inverse of poolBackend and balancedBackend (port 0), and of
+// serviceBackend.
 func parseBackend(k key) (kind source.Kind, object key, port int32, ok bool) {
 	p := strings.Split(string(k), "/")
 	switch {
-	case len(p) == 3 && p[0] == "pool":
+	case len(p) == 3 && p[0] == "pool", len(p) == 4 && p[0] == "pool" && p[3] == "balanced":
 		return source.KindInferencePool, objectKey(p[1], p[2]), 0, true
 	case len(p) == 4 && p[0] == "service":
 		n, err := strconv.ParseInt(p[3], 10, 32)
 		return source.KindService, objectKey(p[1], p[2]), int32(n), err == nil
 	}
 	return "", "", 0, false
+}
+
+// labelKey returns the key under which the objects of a namespace with a label are listed.
+func labelKey(namespace, label, value string) key {
+	return key(namespace + "/" + label + "=" + value)
+}
+
+// parseLabel is the inverse of labelKey. Names of labels may hold a slash; neither they
+// nor values hold '=' or ','.
+func parseLabel(k key) (namespace, label, value string) {
+	namespace, rest, _ := strings.Cut(string(k), "/")
+	label, value, _ = strings.Cut(rest, "=")
+	return namespace, label, value
+}
+
+// selectorKey returns a key for the objects of a namespace that have all of the labels:
+// one key for a set of labels, in whatever order they are written.
+func selectorKey(namespace string, labels map[string]string) key {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		out = append(out, name+"="+labels[name])
+	}
+	return key(namespace + "/" + strings.Join(out, ","))
+}
+
+// splitSelector is the inverse of selectorKey; the labels are sorted by name.
+func splitSelector(k key) (namespace string, labels [][2]string) {
+	namespace, rest, _ := strings.Cut(string(k), "/")
+	for _, l := range strings.Split(rest, ",") {
+		if name, value, ok := strings.Cut(l, "="); ok {
+			labels = append(labels, [2]string{name, value})
+		}
+	}
+	return namespace, labels
 }
 
 // listenerName returns the name of an Envoy listener: a function of its address

@@ -1,7 +1,6 @@
 package translator
 
 import (
-	"crypto/x509"
 	"time"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
@@ -44,11 +43,19 @@ type listenerRow struct {
 	Hostname string // lower case; "" accepts every host
 	// RouteConfig names the RouteConfiguration that its routes go into: one for all
 	// HTTP listeners of a port, one for each HTTPS listener. Empty if the listener is
-	// not served (unsupported protocol, conflict, no usable certificate).
+	// not served: it is not valid, its Gateway is not accepted, or no certificate of
+	// its may be used. What the certificates hold does not matter: see Secrets.
 	RouteConfig string
-	// Valid says whether routes attach: false for unsupported protocols and conflicts.
-	Valid   bool
-	Secrets []source.Ref // usable certificates, of HTTPS listeners
+	// Valid says whether the listener is accepted. Routes attach to others too
+	// (ListenerStatus.attachedRoutes), but have no entries there.
+	Valid bool
+	// Secrets are the certificates that an HTTPS listener may use, sorted, whether or
+	// not they exist and hold something usable: the Envoy listener names them and must
+	// not change when they do, since that would cut streams. Until one is there Envoy
+	// refuses TLS handshakes.
+	Secrets []source.Ref
+	// Certified says whether one of Secrets is usable now.
+	Certified bool
 
 	// What may attach.
 	FromAll      bool
@@ -141,17 +148,19 @@ type poolParent struct {
 type poolRow struct {
 	Ref        source.Ref
 	Generation int64
-	Ports      []int32
 	H2C        bool
-	Selector   map[string]string
 	// Picker is nil for a pool without endpointPickerRef, which Envoy balances by
 	// itself, and for one whose reference cannot be followed: see Broken.
 	Picker *contract.Picker
 	// Broken is true if the pool names a picker that cannot be followed: its traffic
-	// is answered 503, whatever the failure mode.
-	Broken     bool
-	Conditions []metav1.Condition // ResolvedRefs and, where it does not depend on the parent, Accepted
-	Warnings   []string
+	// is answered 503, whatever the failure mode. Its cluster sees to that: it has no
+	// host without a pick, and nobody picks.
+	Broken bool
+	// PickerService is the Service that the pool's endpointPickerRef names, existing or
+	// not; empty without one. Policies on it are the pool's.
+	PickerService key
+	ResolvedRefs  metav1.Condition // without ObservedGeneration
+	Warnings      []string
 }
 
 // serviceRow is what a Service means to a backendRef.
@@ -162,23 +171,33 @@ type serviceRow struct {
 	External bool
 }
 
+// servicePort is one port of a Service.
 type servicePort struct {
-	Name  string
-	Port  int32
-	H2C   bool // appProtocol kubernetes.io/h2c
-	Proto string
+	Name string
+	Port int32
+	App  string // appProtocol, as in the spec
+	UDP  bool   // neither TCP nor unset: cannot carry HTTP/1.1 or HTTP/2
 }
 
-// policyRow is a BackendTLSPolicy, resolved: made by backend.go.
+// policyRow is a BackendTLSPolicy, resolved: made by policy.go.
 type policyRow struct {
 	Ref        source.Ref
 	Generation int64
 	Created    time.Time
+	Targets    []policyTarget
 	Hostname   string
 	CA         []byte // PEM; nil with System true
 	System     bool
-	Roots      *x509.CertPool `json:"-"`
-	Conditions []metav1.Condition
+	// Invalid is true if the policy cannot be kept: what it protects must not be
+	// reached at all, rather than unprotected.
+	Invalid    bool
+	Conditions []metav1.Condition // Accepted and ResolvedRefs, without ObservedGeneration
+}
+
+// policyTarget is one Service, or one named port of it.
+type policyTarget struct {
+	Service key
+	Section string // name of the port; "" for all
 }
 
 // backend is what a backendRef comes to: made by resolveBackend (backend.go), which

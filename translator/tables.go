@@ -34,14 +34,14 @@ type tables struct {
 	namespaces     *incr.Table[key, *corev1.Namespace]
 	secrets        *incr.Table[key, *corev1.Secret]
 	configMaps     *incr.Table[key, *corev1.ConfigMap]
-	acks           *incr.Table[key, ackRow] // by inGroup(group, Envoy listener)
+	acks           *incr.Table[key, ackRow] // by Gateway
 
 	// Indexes of inputs.
 	grantsByNamespace  *incr.Index[key, key] // target's namespace
 	policiesByService  *incr.Index[key, key]
 	slicesByService    *incr.Index[key, key]
-	slicesByLabel      *incr.Index[key, key] // labelKey(namespace, label, value)
-	podsByLabel        *incr.Index[key, key]
+	slicesBySelector   *incr.Selection[key, key, key, *discoveryv1.EndpointSlice] // selectorKey(namespace, labels)
+	podsBySelector     *incr.Selection[key, key, key, *corev1.Pod]
 	configMapsByModel  *incr.Index[key, key] // objectKey(namespace, adapter): labelled ConfigMaps that name it
 	gatewaysByClass    *incr.Index[key, key]
 	configMapsByBase   *incr.Index[key, key] // objectKey(namespace, base model)
@@ -54,6 +54,9 @@ type tables struct {
 	gatewaysByListener *incr.Index[key, key] // inGroup(group, Envoy listener)
 	gatewaysBySecret   *incr.Index[key, key] // inGroup(group, secretName)
 
+	poolsByPickerService *incr.Index[key, key]
+	warnedByPool         *incr.Index[key, key] // endpoint rows with warnings
+
 	// Derived, in their order.
 	policyRows  *incr.Table[key, policyRow]
 	serviceRows *incr.Table[key, serviceRow]
@@ -64,7 +67,7 @@ type tables struct {
 
 	routeTables    *incr.Table[key, *xds.Resource]
 	clusters       *incr.Table[key, *xds.Resource]
-	endpoints      *incr.Table[key, *xds.Resource]
+	endpoints      *incr.Table[key, endpointRow]
 	listeners      *incr.Table[key, *xds.Resource]
 	secretRes      *incr.Table[key, *xds.Resource]
 	extProc        *incr.Table[key, *xds.Resource] // by Gateway
@@ -107,8 +110,8 @@ func (t *tables) inputs() {
 	t.grantsByNamespace = incr.NewIndex(t.grants, func(k key, _ *gatewayv1.ReferenceGrant) []key { ns, _ := splitKey(k); return []key{key(ns)} })
 	t.policiesByService = incr.NewIndex(t.tlsPolicies, policyTargets)
 	t.slicesByService = incr.NewIndex(t.slices, sliceService)
-	t.slicesByLabel = incr.NewIndex(t.slices, func(_ key, o *discoveryv1.EndpointSlice) []key { return labelKeys(o) })
-	t.podsByLabel = incr.NewIndex(t.pods, func(_ key, o *corev1.Pod) []key { return labelKeys(o) })
+	t.slicesBySelector = incr.NewSelection(t.slices, labelKeys[*discoveryv1.EndpointSlice], selected[*discoveryv1.EndpointSlice])
+	t.podsBySelector = incr.NewSelection(t.pods, labelKeys[*corev1.Pod], selected[*corev1.Pod])
 	t.configMapsByModel = incr.NewIndex(t.configMaps, adaptersOf)
 }
 
@@ -116,6 +119,7 @@ func (t *tables) derived() {
 	t.policyRows = incr.Derive(t.tlsPolicies, deepEqual[policyRow], t.policy)
 	t.serviceRows = incr.Derive(t.services, deepEqual[serviceRow], t.service)
 	t.poolRows = incr.Derive(t.pools, deepEqual[poolRow], t.pool)
+	t.poolsByPickerService = incr.NewIndex(t.poolRows, pickerService)
 	t.gatewayRows = incr.Derive(t.gateways, deepEqual[gatewayRow], t.gateway)
 	t.gatewaysByTable = incr.NewIndex(t.gatewayRows, gatewayTables)
 	t.gatewaysByListener = incr.NewIndex(t.gatewayRows, t.gatewayListeners)
@@ -155,8 +159,9 @@ func (t *tables) derived() {
 
 func (t *tables) outputs() {
 	t.routeTables = incr.Group(t.gatewaysByTable, sameResource, t.routeTable)
-	t.clusters = incr.Group(t.routesByBackend, sameResource, t.cluster)
-	t.endpoints = incr.Group(t.routesByBackend, sameResource, t.clusterEndpoints)
+	t.clusters = incr.Distinct(t.routesByBackend, sameResource, t.cluster)
+	t.endpoints = incr.Distinct(t.routesByBackend, sameEndpoints, t.clusterEndpoints)
+	t.warnedByPool = incr.NewIndex(t.endpoints, warnedPool)
 	t.listeners = incr.Group(t.gatewaysByListener, sameResource, t.envoyListener)
 	t.secretRes = incr.Group(t.gatewaysBySecret, sameResource, t.envoySecret)
 	t.extProc = incr.Derive(t.gatewayRows, sameResource, t.extProcCluster)
@@ -218,9 +223,13 @@ func (t *tables) collect() Output {
 	}
 	resources(xds.Secret, t.secretRes)
 	resources(xds.Cluster, t.clusters)
-	resources(xds.Endpoint, t.endpoints)
 	resources(xds.Listener, t.listeners)
 	resources(xds.Route, t.routeTables)
+	for _, k := range t.endpoints.Changed() {
+		g, name := splitGroup(k)
+		row, _ := t.endpoints.Get(nil, k)
+		out.Resources = append(out.Resources, xds.Change{Group: g, Type: xds.Endpoint, Name: name, Resource: row.Resource})
+	}
 	for _, k := range t.extProc.Changed() {
 		r, _ := t.extProc.Get(nil, k)
 		out.Resources = append(out.Resources, xds.Change{Group: xds.Group(k), Type: xds.Cluster, Name: ExtProcCluster, Resource: r})
