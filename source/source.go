@@ -74,9 +74,9 @@ type Change struct {
 // that does not parse, an object that fails validation. What was last good stays
 // in force until the problem is gone.
 type Problem struct {
-	Where   string // "path/file.yaml:12:3", or the name of the API resource
-	Object  string // Ref as a string where it is known, else empty
-	Message string // says what is wrong and what to do
+	Where   string `json:"where"`            // "path/file.yaml:12:3", or the name of the API resource
+	Object  string `json:"object,omitempty"` // Ref as a string where it is known, else empty
+	Message string `json:"message"`          // says what is wrong and what to do
 }
 
 // Batch is what a source delivers at once. It is applied as a whole: nothing is

@@ -78,7 +78,7 @@ func Parse(name string, data []byte) Result {
 			p.Broken = true
 			p.Problems = append(p.Problems, source.Problem{
 				Where:   p.where(err.line, err.column),
-				Message: "not YAML: " + err.message + "; what was last read of this file stays in force until it parses",
+				Message: "not YAML: " + err.message + ": correct it here or just above",
 			})
 		case d != nil:
 			p.document(d)

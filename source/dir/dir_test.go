@@ -1,0 +1,58 @@
+package dir_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"signalbox.dev/source"
+	"signalbox.dev/source/dir"
+	"signalbox.dev/source/manifest"
+	"signalbox.dev/source/sourcetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// start watches a new directory, quickly.
+func start(t *testing.T, paths ...string) source.Source {
+	return dir.New(paths, zap.NewNop(), dir.Settle(5*time.Millisecond), dir.Poll(time.Hour))
+}
+
+// world keeps one file an object in a directory.
+type world string
+
+func (w world) path(ref source.Ref) string {
+	return filepath.Join(string(w), strings.ReplaceAll(ref.String(), "/", "_")+".yaml")
+}
+
+func (w world) Put(t *testing.T, text string) {
+	for _, document := range strings.Split(text, "---\n") {
+		r := manifest.Parse("", []byte(document))
+		path := filepath.Join(string(w), "other.yaml")
+		if len(r.Objects) == 1 {
+			path = w.path(r.Objects[0].Ref)
+		}
+		if err := os.WriteFile(path, []byte(document), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func (w world) Delete(t *testing.T, ref source.Ref) {
+	if err := os.Remove(w.path(ref)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSource(t *testing.T) {
+	sourcetest.Run(t, func(t *testing.T) (source.Source, sourcetest.World) {
+		path := t.TempDir()
+		return start(t, path), world(path)
+	})
+}
+

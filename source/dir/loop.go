@@ -1,0 +1,155 @@
+package dir
+
+import (
+	"context"
+	"maps"
+	"time"
+
+	"go.uber.org/zap"
+
+	"signalbox.dev/source"
+)
+
+// In settle times: how long a file that vanished or got shorter must stay so, and
+// how long files that never get quiet are waited for.
+const (
+	grace    = 10
+	patience = 50
+)
+
+// Run implements source.Source.
+func (w *watched) Run(ctx context.Context, batches chan<- source.Batch) error {
+	hints := newHints(w.log)
+	defer hints.close()
+	l := &loop{watched: w, hints: hints, batches: batches}
+	first := l.look()
+	if err := first.missing(); err != nil {
+		return err
+	}
+	if !l.deliver(ctx, first) {
+		return nil
+	}
+	poll := time.NewTicker(w.poll)
+	defer poll.Stop()
+	quiet := time.NewTimer(time.Hour)
+	quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-hints.c:
+			quiet.Reset(l.wait(w.settle))
+		case <-poll.C:
+			if l.since.IsZero() && l.look().sum() != l.applied {
+				quiet.Reset(l.wait(w.settle))
+			}
+		case <-quiet.C:
+			files := l.look()
+			if wait := l.tooEarly(files); wait > 0 {
+				quiet.Reset(wait)
+			} else if !l.deliver(ctx, files) {
+				return nil
+			}
+		}
+	}
+}
+
+// loop is the state of one Run.
+type loop struct {
+	*watched
+	hints   *hints
+	batches chan<- source.Batch
+	objects objects
+	applied sum  // of the files as delivered
+	synced  bool // the first batch was received
+
+	since    time.Time // of the first hint that was not yet followed up; zero if there is none
+	lost     sum       // files that lost something, not yet believed,
+	lostSeen time.Time // and since when they look so
+
+	toldProblems map[source.Problem]bool
+	toldIgnored  map[string]bool
+}
+
+func (l *loop) look() *snapshot {
+	var files snapshot
+	l.hints.begin()
+	for _, path := range l.paths {
+		files.root(path, l.hints)
+	}
+	l.hints.end()
+	return &files
+}
+
+// wait returns d, or less where patience ends before.
+func (l *loop) wait(d time.Duration) time.Duration {
+	if l.since.IsZero() {
+		l.since = time.Now()
+	}
+	return max(0, min(d, time.Until(l.since.Add(patience*l.settle))))
+}
+
+// tooEarly returns how long to wait before the files are looked at again and
+// believed; 0: now.
+func (l *loop) tooEarly(files *snapshot) time.Duration {
+	if !l.objects.lost(files) {
+		return 0
+	}
+	if s := files.sum(); s != l.lost || l.lostSeen.IsZero() {
+		l.lost, l.lostSeen = s, time.Now()
+	}
+	return l.wait(max(0, time.Until(l.lostSeen.Add(grace*l.settle))))
+}
+
+// deliver sends what changed; false: ctx ended before it was received.
+func (l *loop) deliver(ctx context.Context, files *snapshot) bool {
+	l.since, l.lostSeen = time.Time{}, time.Time{}
+	if l.synced && files.sum() == l.applied {
+		return true
+	}
+	changes := l.objects.apply(files)
+	l.applied = files.sum()
+	problems := l.objects.problems()
+	l.tellIgnored()
+	if !l.tellProblems(problems) && len(changes) == 0 && l.synced {
+		return true
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case l.batches <- source.Batch{Changes: changes, Problems: problems, ProblemsKnown: true, Synced: true}:
+		l.synced = true
+		return true
+	}
+}
+
+// tellProblems logs each problem once when it comes and once when it is gone, and
+// reports whether there was one of either.
+func (l *loop) tellProblems(problems []source.Problem) (changed bool) {
+	now := map[source.Problem]bool{}
+	for _, p := range problems {
+		now[p] = true
+		if !l.toldProblems[p] {
+			l.log.Warn("problem in a file", zap.String("where", p.Where), zap.String("object", p.Object), zap.String("problem", p.Message))
+		}
+	}
+	for p := range l.toldProblems {
+		if !now[p] {
+			l.log.Info("problem in a file is gone", zap.String("where", p.Where), zap.String("object", p.Object), zap.String("problem", p.Message))
+		}
+	}
+	changed = !maps.Equal(now, l.toldProblems)
+	l.toldProblems = now
+	return changed
+}
+
+func (l *loop) tellIgnored() {
+	now := map[string]bool{}
+	for _, i := range l.objects.ignored() {
+		what := i.Kind + " " + i.APIVersion + " " + i.Name
+		if now[what] = true; !l.toldIgnored[what] {
+			l.log.Info("ignored, signalbox does not read this kind", zap.String("where", i.Where), zap.String("kind", i.Kind), zap.String("apiVersion", i.APIVersion), zap.String("name", i.Name))
+		}
+	}
+	l.toldIgnored = now
+}
