@@ -138,9 +138,8 @@ const (
 	msgGatewayNotResolved       = "These listeners have references that cannot be followed: %s."
 	msgGatewayClientCertificate = "spec.tls.backend.clientCertificateRef is not supported: backends are called without a client certificate."
 
-	msgWarnIdleTimeout    = "annotation %s: %q is not a positive duration such as 10m; the default of %s is used"
-	msgWarnListenerSets   = "spec.allowedListeners: ListenerSets are not supported; none is attached"
-	msgWarnInfrastructure = "spec.infrastructure: labels and annotations are not applied, since signalbox does not run this Gateway's Envoy"
+	msgWarnIdleTimeout  = "annotation %s: %q is not a positive duration such as 10m; the default of %s is used"
+	msgWarnListenerSets = "spec.allowedListeners: ListenerSets are not supported; none is attached"
 )
 
 // Messages on listeners.
