@@ -28,21 +28,33 @@ var activePorts = []string{"llm-d.ai/active-ports", "inference.networking.k8s.io
 // endpointRow is the endpoints of a backend, for one group.
 type endpointRow struct {
 	Resource *xds.Resource
-	Warnings []string // of a pool's endpoints, for the pool's status; sorted, unique
+	Warnings []string // about objects that name endpoints; sorted, unique
 }
 
 func sameEndpoints(a, b endpointRow) bool {
 	return sameResource(a.Resource, b.Resource) && slices.Equal(a.Warnings, b.Warnings)
 }
 
-// warnedPool lists a pool's endpoint rows that have warnings. A pool's status reads this
-// list, so it is not computed again with every change of an endpoint.
-func warnedPool(k key, row endpointRow) []key {
-	_, name := splitGroup(k)
-	if kind, pool, _, ok := parseBackend(key(name)); ok && kind == source.KindInferencePool && len(row.Warnings) > 0 {
-		return []key{pool}
+// warnedBackend lists an endpoint row under its backend if it has warnings. A status
+// reads this list first, so it is not computed again with every change of an endpoint.
+func warnedBackend(k key, row endpointRow) []key {
+	if len(row.Warnings) == 0 {
+		return nil
 	}
-	return nil
+	_, name := splitGroup(k)
+	return []key{key(name)}
+}
+
+// endpointWarnings returns what is wrong with the objects that name a backend's
+// endpoints; sorted, unique.
+func (t *tables) endpointWarnings(r *incr.Reads, backend key) []string {
+	var out []string
+	for _, k := range t.warnedByBackend.Keys(r, backend) {
+		row, _ := t.endpoints.Get(r, k)
+		out = append(out, row.Warnings...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // clusterEndpoints makes the endpoints of a backend that some route of the group uses;
@@ -62,7 +74,7 @@ func (t *tables) clusterEndpoints(r *incr.Reads, x key) (endpointRow, bool) {
 		if !ok || !found {
 			return endpointRow{}, false
 		}
-		endpoints, _ = t.serviceEndpoints(r, object, port)
+		endpoints, warnings = t.serviceEndpoints(r, object, port)
 	} else {
 		pool, ok := t.pools.Get(r, object)
 		if !ok {
@@ -210,10 +222,11 @@ func podPorts(set *endpointSet, k key, pod *corev1.Pod, ports []int32) []int32 {
 		}
 		var active []int32
 		for _, s := range strings.Split(value, ",") {
-			n, err := strconv.ParseInt(strings.TrimSpace(s), 10, 32)
+			s = strings.TrimSpace(s)
+			n, err := strconv.ParseInt(s, 10, 32)
 			if err == nil && slices.Contains(ports, int32(n)) {
 				active = append(active, int32(n))
-			} else {
+			} else if s != "" { // an empty list is a Pod that serves none of them
 				set.warn(msgWarnActivePort, "Pod "+string(k), annotation, s)
 			}
 		}

@@ -112,11 +112,7 @@ const (
 // poolStatusOf says what became of a pool: one parent for each Gateway through which a
 // route reaches it, none without routes.
 func (t *tables) poolStatusOf(r *incr.Reads, k key, row poolRow) (Status, bool) {
-	warnings := slices.Clone(row.Warnings)
-	for _, x := range t.warnedByPool.Keys(r, k) {
-		endpoints, _ := t.endpoints.Get(r, x)
-		warnings = append(warnings, endpoints.Warnings...)
-	}
+	warnings := append(slices.Clone(row.Warnings), t.endpointWarnings(r, row.backend())...)
 	status := &inferencev1.InferencePoolStatus{}
 	gateways, accepted := t.poolGateways(r, k)
 	for _, g := range gateways {

@@ -55,7 +55,7 @@ type tables struct {
 	gatewaysBySecret   *incr.Index[key, key] // inGroup(group, secretName)
 
 	poolsByPickerService *incr.Index[key, key]
-	warnedByPool         *incr.Index[key, key] // endpoint rows with warnings
+	warnedByBackend      *incr.Index[key, key] // endpoint rows with warnings
 
 	// Derived, in their order.
 	policyRows  *incr.Table[key, policyRow]
@@ -161,7 +161,7 @@ func (t *tables) outputs() {
 	t.routeTables = incr.Group(t.gatewaysByTable, sameResource, t.routeTable)
 	t.clusters = incr.Distinct(t.routesByBackend, sameResource, t.cluster)
 	t.endpoints = incr.Distinct(t.routesByBackend, sameEndpoints, t.clusterEndpoints)
-	t.warnedByPool = incr.NewIndex(t.endpoints, warnedPool)
+	t.warnedByBackend = incr.NewIndex(t.endpoints, warnedBackend)
 	t.listeners = incr.Group(t.gatewaysByListener, sameResource, t.envoyListener)
 	t.secretRes = incr.Group(t.gatewaysBySecret, sameResource, t.envoySecret)
 	t.extProc = incr.Derive(t.gatewayRows, sameResource, t.extProcCluster)
