@@ -11,11 +11,11 @@ import (
 // ackRow is what the Envoys of a group said of their listeners: name of the Envoy
 // listener → node → its last answer.
 type ackRow struct {
-	Listeners map[string]map[string]answer
+	Listeners map[string]map[string]reply
 }
 
-// answer is what an Envoy said of one version of a resource.
-type answer struct {
+// reply is what an Envoy said of one version of a resource.
+type reply struct {
 	Version string
 	Refused string // Envoy's words; "" if it took the version
 }
@@ -51,7 +51,7 @@ func (t *tables) answered(acks []xds.Ack) {
 }
 
 func (row ackRow) clone() ackRow {
-	out := ackRow{Listeners: make(map[string]map[string]answer, len(row.Listeners))}
+	out := ackRow{Listeners: make(map[string]map[string]reply, len(row.Listeners))}
 	for name, nodes := range row.Listeners {
 		out.Listeners[name] = maps.Clone(nodes)
 	}
@@ -70,9 +70,9 @@ func (row ackRow) record(a xds.Ack) {
 	refused := refusals(a)
 	for name, version := range a.Versions {
 		if row.Listeners[name] == nil {
-			row.Listeners[name] = map[string]answer{}
+			row.Listeners[name] = map[string]reply{}
 		}
-		row.Listeners[name][a.Node] = answer{Version: version, Refused: refused[name]}
+		row.Listeners[name][a.Node] = reply{Version: version, Refused: refused[name]}
 	}
 }
 
