@@ -67,7 +67,7 @@ func (row ackRow) forget(node string) {
 }
 
 func (row ackRow) record(a xds.Ack) {
-	refused := refusals(a)
+	refused := refusedListeners(a)
 	for name, version := range a.Versions {
 		if row.Listeners[name] == nil {
 			row.Listeners[name] = map[string]reply{}
@@ -76,11 +76,11 @@ func (row ackRow) record(a xds.Ack) {
 	}
 }
 
-// refusals returns Envoy's words on each resource that it refused. Of a refused
+// refusedListeners returns Envoy's words on each resource that it refused. Of a refused
 // response it takes the good listeners and names the bad ones, a line each: "Error
 // adding/updating listener(s) NAME: words\nNAME: words\n". Words that name none of the
 // response's listeners are about all of them.
-func refusals(a xds.Ack) map[string]string {
+func refusedListeners(a xds.Ack) map[string]string {
 	if a.Error == "" {
 		return nil
 	}

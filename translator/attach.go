@@ -188,16 +188,16 @@ func intersect(a, b string) (string, bool) {
 		return a, true
 	case a == "":
 		return b, true
-	case covers(a, b):
+	case includes(a, b):
 		return b, true
-	case covers(b, a):
+	case includes(b, a):
 		return a, true
 	}
 	return "", false
 }
 
-// covers says whether the wildcard w matches all that h matches.
-func covers(w, h string) bool {
+// includes says whether the wildcard w matches all that h matches.
+func includes(w, h string) bool {
 	suffix, ok := strings.CutPrefix(w, "*")
 	if !ok {
 		return false

@@ -202,16 +202,16 @@ func (t *tables) listener(o *gatewayv1.Gateway, l *gatewayv1.Listener) (listener
 	if refused := allowedNamespaces(l, &row); refused != nil {
 		return row, *refused
 	}
-	if refused := unsupportedValue(o, l, &row); refused != nil {
+	if refused := unsupportedListener(o, l, &row); refused != nil {
 		return row, *refused
 	}
 	return row, listenerAccepted.because(msgListenerAccepted)
 }
 
-// unsupportedValue returns an Accepted=False condition for the first value of the
+// unsupportedListener returns an Accepted=False condition for the first value of the
 // listener that cannot be kept, or nil. What a user asks for in the name of security
 // is never silently left out.
-func unsupportedValue(o *gatewayv1.Gateway, l *gatewayv1.Listener, row *listenerRow) *metav1.Condition {
+func unsupportedListener(o *gatewayv1.Gateway, l *gatewayv1.Listener, row *listenerRow) *metav1.Condition {
 	refuse := func(v verdict, format string, args ...any) *metav1.Condition {
 		c := v.because(format, args...)
 		return &c
