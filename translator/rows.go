@@ -3,7 +3,6 @@ package translator
 import (
 	"time"
 
-	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -68,51 +67,12 @@ type listenerRow struct {
 	Conditions []metav1.Condition
 }
 
-// modelMatch is what an entry demands of the model.
-type modelMatch struct {
-	// Exact is the one model that the entry is for; "" if it is not for one.
-	Exact string
-	// Base is set instead of Exact for a rule on the base model's header: table.go
-	// makes an entry for Base itself and each adapter whose base it is.
-	Base string
-	// Any is true if the rule looks at a model header at all (exact, base or
-	// regular expression): its host needs the extractor.
-	Any bool
-}
-
-// precedence orders entries as the spec says (HTTPRouteRule.matches); compare in
-// match.go. Earlier sorts first.
-type precedence struct {
-	HostLen, HostWild int // characters of the route's own hostname: exact ones, and of the wildcard
-	PathExact         bool
-	PathLen           int // of an exact or prefix path
-	PathRegex         bool
-	Method            bool
-	Headers, Queries  int
-	Created           time.Time // zero where there is none (files)
-	Route             key
-	Rule, Match       int
-}
-
-// entry is one match of one rule of a route, on one host of one route table.
-type entry struct {
-	Host       string // the domain of the virtual host: the listener's and the route's hostname, intersected; "" means all
-	Listener   string // name of the listener, for isolation: entries of listeners on one port never mix
-	Precedence precedence
-	Model      modelMatch
-	// Route is the Envoy route with its match complete but for the exact model or
-	// base model header, which the table's map stands for. Immutable, shared.
-	Route *routev3.Route
-	// Namespace is the route's: which ConfigMaps say what the base model is.
-	Namespace string
-}
-
 // routeRow is what an HTTPRoute means.
 type routeRow struct {
 	Ref        source.Ref
 	Generation int64
 	Parents    []routeParent
-	// Entries by key of the route table, tableKey(group, RouteConfig).
+	// Entries by key of the route table, inGroup(group, RouteConfig).
 	Entries map[key][]entry
 	// Uses lists every backend that an entry can reach, by Gateway; sorted, unique.
 	Uses []use

@@ -42,10 +42,10 @@ type tables struct {
 	slicesByService    *incr.Index[key, key]
 	slicesBySelector   *incr.Selection[key, key, key, *discoveryv1.EndpointSlice] // selectorKey(namespace, labels)
 	podsBySelector     *incr.Selection[key, key, key, *corev1.Pod]
-	configMapsByModel  *incr.Index[key, key] // objectKey(namespace, adapter): labelled ConfigMaps that name it
+	configMapsByModel  *incr.Index[key, key] // objectKey(namespace, model): labelled ConfigMaps that name it
 	gatewaysByClass    *incr.Index[key, key]
-	configMapsByBase   *incr.Index[key, key] // objectKey(namespace, base model)
-	modelsByBase       *incr.Index[key, key] // objectKey(namespace, base) → adapters' keys
+	modelsByNamespace  *incr.Index[key, key]
+	modelsByBase       *incr.Index[key, key] // objectKey(namespace, base) → models' keys
 	routesByTable      *incr.Index[key, key] // inGroup(group, RouteConfiguration)
 	routesByBackend    *incr.Index[key, key] // inGroup(group, backend)
 	routesByPool       *incr.Index[key, key]
@@ -62,7 +62,8 @@ type tables struct {
 	serviceRows *incr.Table[key, serviceRow]
 	poolRows    *incr.Table[key, poolRow]
 	gatewayRows *incr.Table[key, gatewayRow]
-	models      *incr.Table[key, modelRow]
+	modelLists  *incr.Table[key, modelListRow] // by ConfigMap
+	models      *incr.Table[key, modelRow]     // by objectKey(namespace, model)
 	routeRows   *incr.Table[key, routeRow]
 
 	routeTables    *incr.Table[key, *xds.Resource]
@@ -112,7 +113,6 @@ func (t *tables) inputs() {
 	t.slicesByService = incr.NewIndex(t.slices, sliceService)
 	t.slicesBySelector = incr.NewSelection(t.slices, labelKeys[*discoveryv1.EndpointSlice], selected[*discoveryv1.EndpointSlice])
 	t.podsBySelector = incr.NewSelection(t.pods, labelKeys[*corev1.Pod], selected[*corev1.Pod])
-	t.configMapsByModel = incr.NewIndex(t.configMaps, adaptersOf)
 }
 
 func (t *tables) derived() {
@@ -124,8 +124,11 @@ func (t *tables) derived() {
 	t.gatewaysByTable = incr.NewIndex(t.gatewayRows, gatewayTables)
 	t.gatewaysByListener = incr.NewIndex(t.gatewayRows, t.gatewayListeners)
 	t.gatewaysBySecret = incr.NewIndex(t.gatewayRows, gatewaySecrets)
+	t.modelLists = incr.Derive(t.configMaps, deepEqual[modelListRow], t.modelList)
+	t.configMapsByModel = incr.NewIndex(t.modelLists, modelsOf)
 	t.models = incr.Group(t.configMapsByModel, deepEqual[modelRow], t.model)
-	t.modelsByBase = incr.NewIndex(t.models, modelBase)
+	t.modelsByBase = incr.NewIndex(t.models, modelBases)
+	t.modelsByNamespace = incr.NewIndex(t.models, func(k key, _ modelRow) []key { ns, _ := splitKey(k); return []key{key(ns)} })
 	t.routeRows = incr.Derive(t.httpRoutes, equalRoutes, t.route)
 	t.routesByTable = incr.NewIndex(t.routeRows, func(_ key, r routeRow) []key {
 		var out []key

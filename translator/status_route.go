@@ -1,0 +1,112 @@
+package translator
+
+import (
+	"fmt"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"signalbox.dev/source"
+	"signalbox.dev/translator/incr"
+)
+
+// Verdicts on HTTPRoutes, by parent. Those on references that cannot be followed are
+// declared with the backends (status_pool.go).
+var (
+	routeAccepted            = declare(source.KindHTTPRoute, gatewayv1.RouteConditionAccepted, metav1.ConditionTrue, gatewayv1.RouteReasonAccepted)
+	routeNotAllowed          = declare(source.KindHTTPRoute, gatewayv1.RouteConditionAccepted, metav1.ConditionFalse, gatewayv1.RouteReasonNotAllowedByListeners)
+	routeNoHostname          = declare(source.KindHTTPRoute, gatewayv1.RouteConditionAccepted, metav1.ConditionFalse, gatewayv1.RouteReasonNoMatchingListenerHostname)
+	routeNoParent            = declare(source.KindHTTPRoute, gatewayv1.RouteConditionAccepted, metav1.ConditionFalse, gatewayv1.RouteReasonNoMatchingParent)
+	routeUnsupportedValue    = declare(source.KindHTTPRoute, gatewayv1.RouteConditionAccepted, metav1.ConditionFalse, gatewayv1.RouteReasonUnsupportedValue)
+	routeIncompatibleFilters = declare(source.KindHTTPRoute, gatewayv1.RouteConditionAccepted, metav1.ConditionFalse, gatewayv1.RouteReasonIncompatibleFilters)
+
+	routeResolvedRefs = declare(source.KindHTTPRoute, gatewayv1.RouteConditionResolvedRefs, metav1.ConditionTrue, gatewayv1.RouteReasonResolvedRefs)
+
+	routePartiallyInvalid = declare(source.KindHTTPRoute, gatewayv1.RouteConditionPartiallyInvalid, metav1.ConditionTrue, gatewayv1.RouteReasonUnsupportedValue)
+)
+
+// refusedVerdicts are the verdicts that attach can come to, by reason.
+var refusedVerdicts = map[string]verdict{
+	routeNotAllowed.Reason: routeNotAllowed,
+	routeNoHostname.Reason: routeNoHostname,
+	routeNoParent.Reason:   routeNoParent,
+}
+
+// Messages on HTTPRoutes.
+const (
+	msgRouteAccepted            = "The route is served by the listeners %s."
+	msgRouteResolved            = "All references are resolved."
+	msgRouteFilter              = "%s: a filter of type %s is not supported here; requests that match the rule are answered 500"
+	msgRouteField               = "%s is not supported; requests that match the rule are answered 500"
+	msgRouteValue               = "%s: %v"
+	msgRouteRedirectAndRewrite  = "%s: RequestRedirect and URLRewrite cannot be combined; requests that match the rule are answered 500"
+	msgRouteRedirectAndBackends = "%s: RequestRedirect and backendRefs cannot be combined; requests that match the rule are answered 500"
+	msgRouteExtension           = "%s: extensionRef %s/%s: there are no filters of that kind here"
+	// The spec wants the first words (RouteConditionPartiallyInvalid).
+	msgRouteDropped = "Dropped Rule(s) %s: %s"
+
+	warnRouteManyRules = "the route has %d of at most 16 rules; rules for adapters of one base model can be one rule that matches X-Gateway-Base-Model-Name"
+)
+
+// conditions is what a parent says of the route.
+func (b *routeBuilder) conditions(a attachment) []metav1.Condition {
+	accepted, partially := b.accepted(a)
+	out := []metav1.Condition{accepted, b.resolvedRefs()}
+	if partially != nil {
+		out = append(out, *partially)
+	}
+	return atGeneration(b.route.Generation, out...)
+}
+
+// accepted is False if the route attaches nowhere or no rule of it can be kept.
+func (b *routeBuilder) accepted(a attachment) (accepted metav1.Condition, partially *metav1.Condition) {
+	if a.Refused != nil {
+		return refusedVerdicts[a.Refused.Reason].because("%s", a.Refused.Message), nil
+	}
+	var names, dropped, why []string
+	for _, l := range a.Listeners {
+		names = append(names, l.Listener.Name)
+	}
+	accepted = routeAccepted.because(msgRouteAccepted, strings.Join(names, ", "))
+	for _, ru := range b.rules {
+		if ru.Problem != nil {
+			dropped, why = append(dropped, fmt.Sprint(ru.Index)), append(why, ru.Problem.Message)
+			if len(dropped) == len(b.rules) {
+				return b.rules[0].Problem.Verdict.because("%s.", strings.Join(why, "; ")), nil
+			}
+		}
+	}
+	if len(dropped) > 0 {
+		c := routePartiallyInvalid.because(msgRouteDropped, strings.Join(dropped, ", "), strings.Join(why, "; ")+".")
+		partially = &c
+	}
+	return accepted, partially
+}
+
+// resolvedRefs gives the first reason and every message: one reason is all that a
+// condition can have.
+func (b *routeBuilder) resolvedRefs() metav1.Condition {
+	if len(b.refs) == 0 {
+		return routeResolvedRefs.because(msgRouteResolved)
+	}
+	out := b.refs[0]
+	seen := map[string]bool{out.Message: true}
+	for _, c := range b.refs[1:] {
+		if !seen[c.Message] {
+			seen[c.Message] = true
+			out.Message += "; " + c.Message
+		}
+	}
+	return out
+}
+
+func (t *tables) routeStatusOf(_ *incr.Reads, _ key, row routeRow) (Status, bool) {
+	st := Status{Ref: row.Ref, Generation: row.Generation, HTTPRoute: &gatewayv1.HTTPRouteStatus{}, Warnings: row.Warnings}
+	for _, p := range row.Parents {
+		st.HTTPRoute.Parents = append(st.HTTPRoute.Parents, gatewayv1.RouteParentStatus{
+			ParentRef: p.Ref, ControllerName: ControllerName, Conditions: p.Conditions,
+		})
+	}
+	return st, true
+}
