@@ -8,9 +8,9 @@
 // what the objects are then depends on the files' content alone (merge.go). A slow
 // poll looks even without a hint.
 //
-// Nothing is deleted by accident. A look waits until the files are quiet, and longer
-// if some file is gone or got shorter, which is what a file being rewritten looks
-// like. A file that is not YAML, a directory that cannot be read and an object that
+// Nothing is deleted by accident. A look waits until the files are quiet. That a file
+// is gone or got shorter, which is what a file being rewritten looks like, is
+// believed when it stays so for a second. A file that is not YAML, a directory that cannot be read and an object that
 // is refused keep what was last good, and are reported until they are right.
 //
 //	dir.go    Read and New
@@ -56,7 +56,7 @@ func Read(paths []string, stdin io.Reader) (manifest.Result, error) {
 		return manifest.Result{}, err
 	}
 	var o objects
-	o.apply(&files)
+	o.apply(&files, nil)
 	result := manifest.Result{Problems: o.problems(), Ignored: o.ignored()}
 	for _, ref := range slices.SortedFunc(maps.Keys(o.good), source.Ref.Compare) {
 		result.Objects = append(result.Objects, o.good[ref])
@@ -70,8 +70,8 @@ func Read(paths []string, stdin io.Reader) (manifest.Result, error) {
 // Option changes a time of a watched source; the zero options are for people.
 type Option func(*watched)
 
-// Settle sets how long the files must be quiet before they are read (100 ms). Where
-// a file vanished or got shorter it is ten times as long.
+// Settle sets how long the files must be quiet before they are read (100 ms). That
+// a file vanished or got shorter is believed after ten times as long.
 func Settle(d time.Duration) Option { return func(w *watched) { w.settle = d } }
 
 // Poll sets how often the files are read without a hint that they changed (5 s).

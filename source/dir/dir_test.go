@@ -55,4 +55,3 @@ func TestSource(t *testing.T) {
 		return start(t, path), world(path)
 	})
 }
-

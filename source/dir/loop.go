@@ -10,8 +10,8 @@ import (
 	"signalbox.dev/source"
 )
 
-// In settle times: how long a file that vanished or got shorter must stay so, and
-// how long files that never get quiet are waited for.
+// In settle times: how long a file that vanished or got shorter must stay so before
+// it is believed, and how long files that never get quiet are waited for.
 const (
 	grace    = 10
 	patience = 50
@@ -44,11 +44,11 @@ func (w *watched) Run(ctx context.Context, batches chan<- source.Batch) error {
 				quiet.Reset(l.wait(w.settle))
 			}
 		case <-quiet.C:
-			files := l.look()
-			if wait := l.tooEarly(files); wait > 0 {
-				quiet.Reset(wait)
-			} else if !l.deliver(ctx, files) {
+			if !l.deliver(ctx, l.look()) {
 				return nil
+			}
+			if wait, ok := l.losses.next(l.grace()); ok {
+				quiet.Reset(wait)
 			}
 		}
 	}
@@ -60,12 +60,10 @@ type loop struct {
 	hints   *hints
 	batches chan<- source.Batch
 	objects objects
-	applied sum  // of the files as delivered
-	synced  bool // the first batch was received
-
-	since    time.Time // of the first hint that was not yet followed up; zero if there is none
-	lost     sum       // files that lost something, not yet believed,
-	lostSeen time.Time // and since when they look so
+	losses  losses
+	applied sum       // of the files as delivered
+	synced  bool      // the first batch was received
+	since   time.Time // of the first hint that was not yet followed up; zero if there is none
 
 	toldProblems map[source.Problem]bool
 	toldIgnored  map[string]bool
@@ -89,26 +87,20 @@ func (l *loop) wait(d time.Duration) time.Duration {
 	return max(0, min(d, time.Until(l.since.Add(patience*l.settle))))
 }
 
-// tooEarly returns how long to wait before the files are looked at again and
-// believed; 0: now.
-func (l *loop) tooEarly(files *snapshot) time.Duration {
-	if !l.objects.lost(files) {
-		return 0
-	}
-	if s := files.sum(); s != l.lost || l.lostSeen.IsZero() {
-		l.lost, l.lostSeen = s, time.Now()
-	}
-	return l.wait(max(0, time.Until(l.lostSeen.Add(grace*l.settle))))
-}
+func (l *loop) grace() time.Duration { return grace * l.settle }
 
 // deliver sends what changed; false: ctx ended before it was received.
 func (l *loop) deliver(ctx context.Context, files *snapshot) bool {
-	l.since, l.lostSeen = time.Time{}, time.Time{}
+	l.since = time.Time{}
+	held := l.losses.see(l.objects.lost(files), l.grace())
 	if l.synced && files.sum() == l.applied {
 		return true
 	}
-	changes := l.objects.apply(files)
-	l.applied = files.sum()
+	changes := l.objects.apply(files, held)
+	l.applied = sum{}
+	if len(held) == 0 {
+		l.applied = files.sum()
+	}
 	problems := l.objects.problems()
 	l.tellIgnored()
 	if !l.tellProblems(problems) && len(changes) == 0 && l.synced {
@@ -152,4 +144,41 @@ func (l *loop) tellIgnored() {
 		}
 	}
 	l.toldIgnored = now
+}
+
+// losses are the files that held objects and are gone or shorter now, but may be in
+// the middle of being written: by path, what they look like and since when.
+type losses map[string]loss
+
+type loss struct {
+	sum   sum
+	since time.Time
+}
+
+// see takes the losses of a look and returns those that are not believed yet: new
+// ones, and those that do not look the same for long enough.
+func (l *losses) see(now map[string]sum, grace time.Duration) (held map[string]bool) {
+	before := *l
+	*l, held = losses{}, map[string]bool{}
+	for path, s := range now {
+		seen := loss{s, time.Now()}
+		if b, ok := before[path]; ok && b.sum == s {
+			seen = b
+		}
+		if time.Since(seen.since) < grace {
+			(*l)[path], held[path] = seen, true
+		}
+	}
+	return held
+}
+
+// next returns how long to wait until another loss may be believed; false: there is
+// none.
+func (l losses) next(grace time.Duration) (wait time.Duration, ok bool) {
+	for _, loss := range l {
+		if d := max(0, time.Until(loss.since.Add(grace))); !ok || d < wait {
+			wait, ok = d, true
+		}
+	}
+	return wait, ok
 }

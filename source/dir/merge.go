@@ -23,34 +23,45 @@ type objects struct {
 
 // file is what is known of one file.
 type file struct {
-	content content
-	read    manifest.Result
+	content
+	size int
+	read manifest.Result
 	// kept are objects that an earlier content held and that the present one,
 	// which is not YAML or cannot be read, does not name.
 	kept []source.Ref
+	// held: what is on disk now is not believed yet; this is what was before.
+	held bool
 }
 
-// lost reports whether a file that held objects is gone or shorter in s.
-func (o *objects) lost(s *snapshot) bool {
+// lost returns the files that held objects and are gone or shorter in s, with the
+// sum of what is there now.
+func (o *objects) lost(s *snapshot) map[string]sum {
+	lost := map[string]sum{}
 	for path, f := range o.files {
-		if now, ok := s.files[path]; ok && (now.err != nil || len(now.text) >= len(f.content.text)) {
+		now, ok := s.files[path]
+		if ok && (now.err != nil || len(now.text) >= f.size) || len(f.refs()) == 0 || below(path, s.unreadable) {
 			continue
 		}
-		if len(f.read.Objects)+len(f.kept) > 0 && !below(path, s.unreadable) {
-			return true
-		}
+		lost[path] = now.sum
 	}
-	return false
+	return lost
 }
 
-// apply takes what is on disk now and returns what changed, sorted by Ref.
-func (o *objects) apply(s *snapshot) []source.Change {
+// apply takes what is on disk now, but for the held files, of which only those
+// objects go on that stand nowhere else. It returns what changed, sorted by Ref.
+func (o *objects) apply(s *snapshot, held map[string]bool) []source.Change {
 	files := map[string]*file{}
 	for path, c := range s.files {
-		files[path] = reread(o.files[path], path, c)
+		if !held[path] {
+			files[path] = reread(o.files[path], path, c)
+		}
 	}
 	for path, f := range o.files {
-		if files[path] == nil && below(path, s.unreadable) {
+		switch {
+		case held[path]:
+			f.held = true
+			files[path] = f
+		case files[path] == nil && below(path, s.unreadable):
 			files[path] = f
 		}
 	}
@@ -62,10 +73,11 @@ func (o *objects) apply(s *snapshot) []source.Change {
 
 // reread parses a file if its content is new.
 func reread(before *file, path string, c content) *file {
-	if before != nil && before.content.sum == c.sum && fmt.Sprint(before.content.err) == fmt.Sprint(c.err) {
+	if before != nil && before.sum == c.sum && fmt.Sprint(before.err) == fmt.Sprint(c.err) {
+		before.held = false
 		return before
 	}
-	now := &file{content: c}
+	now := &file{content: content{sum: c.sum, err: c.err}, size: len(c.text)}
 	if c.err == nil {
 		now.read = manifest.Parse(path, c.text)
 	}
@@ -102,8 +114,13 @@ func (o *objects) resolve() {
 	claims := map[source.Ref][]manifest.Located{}
 	var kept []source.Ref
 	for _, path := range slices.Sorted(maps.Keys(o.files)) {
-		kept = append(kept, o.files[path].kept...)
-		for _, located := range o.files[path].read.Objects {
+		f := o.files[path]
+		if f.held {
+			kept = append(kept, f.refs()...)
+			continue
+		}
+		kept = append(kept, f.kept...)
+		for _, located := range f.read.Objects {
 			ref := located.Ref
 			if first := claims[ref]; len(first) > 0 {
 				o.double = append(o.double, source.Problem{Where: located.Where, Object: ref.String(),
@@ -161,8 +178,8 @@ func (o *objects) problems() []source.Problem {
 	}
 	for _, path := range slices.Sorted(maps.Keys(o.files)) {
 		f := o.files[path]
-		if f.content.err != nil {
-			out = append(out, source.Problem{Where: path, Message: f.content.err.Error() + ": make it readable; " + stays})
+		if f.err != nil {
+			out = append(out, source.Problem{Where: path, Message: f.err.Error() + ": make it readable; " + stays})
 		}
 		out = append(out, f.read.Problems...)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,6 +85,30 @@ func testInitial(t *testing.T, s source.Source, world World) {
 			t.Errorf("%v was not there when the source said that it is synced; there were %v", want, slices.Collect(maps.Keys(r.Objects)))
 		}
 	}
+}
+
+func testBusyStart(t *testing.T, s source.Source, world World) {
+	const last = 30
+	var writers sync.WaitGroup
+	for _, name := range []string{"a", "b", "c"} {
+		world.Put(t, route(name, "h000.example.com"))
+		writers.Go(func() {
+			for i := range last {
+				world.Put(t, route(name, fmt.Sprintf("h%03d.example.com", i+1)))
+			}
+		})
+	}
+	r := Read(t, s)
+	r.Sync()
+	r.Until(func() bool {
+		for _, name := range []string{"a", "b", "c"} {
+			if host(r.Objects[routeRef(name)]) != fmt.Sprintf("h%03d.example.com", last) {
+				return false
+			}
+		}
+		return true
+	})
+	writers.Wait()
 }
 
 func testDefaults(t *testing.T, s source.Source, world World) {

@@ -39,6 +39,7 @@ func Run(t *testing.T, start Start) {
 	}{
 		{"an empty world is synced", testEmpty},
 		{"all that was there comes before synced", testInitial},
+		{"nothing is lost while the first read goes on", testBusyStart},
 		{"objects have the defaults of their CRDs", testDefaults},
 		{"served versions are read as v1", testVersions},
 		{"kinds that are not read are ignored", testIgnored},
