@@ -9,6 +9,7 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"signalbox.dev/source"
 	"signalbox.dev/source/dir"
@@ -21,6 +22,18 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // start watches a new directory, quickly.
 func start(t *testing.T, paths ...string) source.Source {
 	return dir.New(paths, zap.NewNop(), dir.Settle(5*time.Millisecond), dir.Poll(time.Hour))
+}
+
+// patient believes that something is gone only after the test has ended.
+func patient(t *testing.T, paths ...string) source.Source {
+	return dir.New(paths, zap.NewNop(), dir.Settle(30*time.Millisecond), dir.Poll(time.Hour))
+}
+
+func hostOf(o source.Object) string {
+	if r, ok := o.(*gatewayv1.HTTPRoute); ok && len(r.Spec.Hostnames) > 0 {
+		return string(r.Spec.Hostnames[0])
+	}
+	return ""
 }
 
 // world keeps one file an object in a directory.

@@ -2,13 +2,11 @@ package manifest
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"regexp"
-	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -88,16 +86,17 @@ func (c chunk) parse() (*document, *syntaxError) {
 		return nil, nil
 	case err == nil && len(root.Content) == 1:
 		d.node = root.Content[0]
-		var second yaml.Node
-		if err := decoder.Decode(&second); err != io.EOF {
-			return nil, c.syntaxError(cmp.Or(err, errors.New("text after the end of the document; put --- before it")), &second)
+		if err := decoder.Decode(&yaml.Node{}); err == nil {
+			return nil, c.syntaxError(errors.New("a second document: put --- between the two"))
+		} else if err != io.EOF {
+			return nil, c.syntaxError(err)
 		}
 	case json.Valid(c.text): // JSON that is not YAML: escaped surrogate pairs
 	default:
-		return nil, c.syntaxError(err, &root)
+		return nil, c.syntaxError(err)
 	}
 	if d.value, err = decode(c.text); err != nil {
-		return nil, c.syntaxError(err, &root)
+		return nil, c.syntaxError(err)
 	}
 	if d.value == nil {
 		return nil, nil
@@ -117,24 +116,58 @@ func decode(text []byte) (value any, err error) {
 	return value, err
 }
 
-var yamlErrorLine = regexp.MustCompile(`^(?:error converting YAML to JSON: )?(?:yaml: )?(?:unmarshal errors:\n\s*)?(?:line (\d+): )?((?s).*)$`)
+var yamlError = regexp.MustCompile(`^(?:error converting YAML to JSON: )?(?:yaml: )?(?:unmarshal errors:\n\s*)?(?:line \d+: )?((?s).*)$`)
 
-// syntaxError places a parser's error. The YAML parsers say only the line; the
-// column is that of the line's first character that is not a space.
-func (c chunk) syntaxError(err error, at *yaml.Node) *syntaxError {
-	message, line := "empty", max(at.Line, 1)
-	if err != nil {
-		m := yamlErrorLine.FindStringSubmatch(err.Error())
-		message = m[2]
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			line = n
+// syntaxError places a parser's error on the first line that cannot be read, at its
+// first character that is not a space. The parsers' own line is not used: it is the
+// start of the block around the error, or off by one.
+func (c chunk) syntaxError(err error) *syntaxError {
+	lines := bytes.SplitAfter(c.text, []byte("\n"))
+	at := min(goodLines(lines), len(lines)-1)
+	text := lines[at]
+	column := len(text) - len(bytes.TrimLeft(text, " \t")) + 1
+	message := yamlError.FindStringSubmatch(err.Error())[1]
+	return &syntaxError{line: c.line + at, column: column, message: strings.ReplaceAll(message, "\n", "; ")}
+}
+
+// goodLines returns how many lines from the start are YAML. That is not the same as
+// the first line that makes it fail, since what goes over several lines (a quoted
+// string, a flow mapping) fails until it is closed; so it is searched by halves, and
+// again behind each such thing.
+func goodLines(lines [][]byte) int {
+	const longest = 100 // lines of one such thing
+	good, tried := 0, 0
+	for tried < len(lines) {
+		bad := len(lines)
+		for good+1 < bad {
+			if middle := (good + bad) / 2; isYAML(lines[:middle]) {
+				good = middle
+			} else {
+				bad = middle
+			}
+		}
+		tried = bad
+		for end := bad + 1; end < min(len(lines), bad+longest); end++ {
+			if isYAML(lines[:end]) {
+				good, tried = end, end
+				break
+			}
+		}
+		if tried == bad {
+			return good
 		}
 	}
-	lines := strings.Split(string(c.text), "\n")
-	line = min(line, len(lines))
-	text := lines[line-1]
-	column := len(text) - len(strings.TrimLeft(text, " \t")) + 1
-	return &syntaxError{line: c.line + line - 1, column: column, message: strings.ReplaceAll(message, "\n", "; ")}
+	return good
+}
+
+func isYAML(lines [][]byte) bool {
+	var n yaml.Node
+	decoder := yaml.NewDecoder(bytes.NewReader(bytes.Join(lines, nil)))
+	err := decoder.Decode(&n)
+	if err == nil {
+		err = decoder.Decode(&n)
+	}
+	return err == io.EOF
 }
 
 // duplicates calls found for every key that stands twice in one mapping, with the
