@@ -189,19 +189,21 @@ func (b *routeBuilder) buildRule(i int, places map[place]bool) error {
 	return nil
 }
 
-// Numbers of fields of envoy.config.route.v3.Route.
+// fieldRequestHeadersToAdd is the number of that field of envoy.config.route.v3.Route.
 const fieldRequestHeadersToAdd = 9
 
-// cut returns where in a marshalled Route, whose fields stand in the order of their
-// numbers, another request_headers_to_add goes.
+// cut returns where in a marshalled Route another request_headers_to_add goes. Fields
+// stand in the order of their numbers, but the action, a oneof, comes last.
 func cut(raw []byte) int {
 	at := 0
 	for at < len(raw) {
 		num, _, n := protowire.ConsumeField(raw[at:])
-		if num > fieldRequestHeadersToAdd || n < 0 {
-			break
+		switch num {
+		case 1, 4, 5, fieldRequestHeadersToAdd: // match, metadata, decorator
+			at += n
+		default:
+			return at
 		}
-		at += n
 	}
 	return at
 }

@@ -124,7 +124,7 @@ func (w *tableWriter) host(h virtualHost) {
 
 // matcher writes the map from models to their lists.
 func (w *tableWriter) matcher(h virtualHost) {
-	w.message(matcherNoMatch, func() { w.list(h.plain) })
+	// Members of a oneof come last, as in Go's marshalling.
 	w.message(matcherTree, func() {
 		w.message(treeExact, func() {
 			for _, model := range slices.Backward(slices.Sorted(maps.Keys(h.models))) {
@@ -139,6 +139,7 @@ func (w *tableWriter) matcher(h virtualHost) {
 			w.text(extensionName, contract.HeaderModel)
 		})
 	})
+	w.message(matcherNoMatch, func() { w.list(h.plain) })
 }
 
 // list writes a list of routes as what a matcher leads to.
