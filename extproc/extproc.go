@@ -24,6 +24,7 @@ import (
 
 	"signalbox.dev/extproc/contract"
 	"signalbox.dev/extproc/model"
+	"signalbox.dev/extproc/picker"
 )
 
 // DefaultDrainTimeout is how long streams in flight may go on after the stop.
@@ -61,6 +62,7 @@ type part interface {
 type Server struct {
 	log   *zap.Logger
 	parts map[string]part // by the value of contract.KeyPart
+	relay *picker.Relay   // one of the parts; it has connections to close
 	drain time.Duration
 }
 
@@ -76,7 +78,9 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{log: c.Logger, drain: c.DrainTimeout, parts: map[string]part{contract.PartModel: extractor}}, nil
+	relay := picker.New(picker.Config{Logger: c.Logger, Registerer: c.Registerer})
+	return &Server{log: c.Logger, drain: c.DrainTimeout, relay: relay,
+		parts: map[string]part{contract.PartModel: extractor, contract.PartPicker: relay}}, nil
 }
 
 // Run listens on c.Listen and serves until ctx ends.
@@ -123,6 +127,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	}
 	alive.Shutdown()
 	s.stop(g)
+	s.relay.Close()
 	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("ext_proc server on %s: %w", l.Addr(), err)
 	}
