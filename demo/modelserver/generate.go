@@ -132,7 +132,7 @@ func (g *generation) stream(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	fmt.Fprint(w, "data: [DONE]\n\n") //nolint:errcheck // the client left
+	fmt.Fprint(w, "data: [DONE]\n\n")
 	g.count.done(len(g.req.asked()), len(g.tokens))
 }
 

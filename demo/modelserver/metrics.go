@@ -44,7 +44,7 @@ func (s *Server) metrics(w http.ResponseWriter, _ *http.Request) {
 	write("generation_tokens_total", "counter", engine, s.count.generationTokens.Load())
 	write("request_success_total", "counter", engine+`,finished_reason="stop"`, s.count.success.Load())
 	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	fmt.Fprint(w, b.String()) //nolint:errcheck // the client left
+	fmt.Fprint(w, b.String())
 }
 
 // adapters joins those of models that are adapters.

@@ -103,8 +103,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("model server %s: no address to listen on", cfg.Pod)
 	}
 	var listeners []net.Listener
+	var lc net.ListenConfig
 	for _, a := range cfg.Listen {
-		l, err := net.Listen("tcp", a)
+		l, err := lc.Listen(ctx, "tcp", a)
 		if err != nil {
 			for _, l := range listeners {
 				l.Close()
@@ -143,7 +144,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener) error {
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
 		if h.Shutdown(drain) != nil {
-			h.Close()
+			h.Close() //nolint:errcheck // what is cut off here was told to end
 		}
 	})
 	s.cfg.Logger.Info("model server listens", zap.String("pod", s.cfg.Pod), zap.Stringer("address", l.Addr()), zap.Strings("models", s.cfg.Models))

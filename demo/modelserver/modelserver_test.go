@@ -243,7 +243,7 @@ func TestReportsWhatArrived(t *testing.T) {
 				if err := json.NewDecoder(resp.Body).Decode(&e); err != nil {
 					t.Fatal(err)
 				}
-				if e.URI != path || e.Method != "POST" || e.Pod != "pod-1" || e.Body.Length != int64(len(body)) || e.Trailers.Get("X-End") != "here" {
+				if e.URI != path || e.Method != http.MethodPost || e.Pod != "pod-1" || e.Body.Length != int64(len(body)) || e.Trailers.Get("X-End") != "here" {
 					t.Errorf("echo %+v", e)
 				}
 			})
@@ -254,23 +254,23 @@ func TestReportsWhatArrived(t *testing.T) {
 func TestWants(t *testing.T) {
 	url := start(t, pod, 1)[0]
 	c := client(t, false)
-	resp, body := send(t, c, url+"/x", "b", WantStatus, "503", WantHeader, "Set-Cookie: a=1", WantHeader, "Set-Cookie: b=2", WantTrailer, "X-End: yes", WantDelay, "1ms")
-	if resp.StatusCode != 503 || len(resp.Header.Values("Set-Cookie")) != 2 || resp.Trailer.Get("X-End") != "yes" {
+	resp, _ := send(t, c, url+"/x", "b", WantStatus, "503", WantHeader, "Set-Cookie: a=1", WantHeader, "Set-Cookie: b=2", WantTrailer, "X-End: yes", WantDelay, "1ms")
+	if resp.StatusCode != http.StatusServiceUnavailable || len(resp.Header.Values("Set-Cookie")) != 2 || resp.Trailer.Get("X-End") != "yes" {
 		t.Errorf("%d %v %v", resp.StatusCode, resp.Header, resp.Trailer)
 	}
-	resp, body = send(t, c, url+"/x", "b", WantSize, "300000")
+	resp, body := send(t, c, url+"/x", "b", WantSize, "300000")
 	sum := sha256.Sum256([]byte(body))
 	if len(body) != 300000 || resp.Header.Get("x-demo-answer-sha256") != hex.EncodeToString(sum[:]) {
 		t.Errorf("%d bytes, digest %s", len(body), resp.Header.Get("x-demo-answer-sha256"))
 	}
 	resp, body = send(t, c, url+"/v1/completions", `{"model":"base"}`, WantStatus, "500")
-	if resp.StatusCode != 500 || !strings.Contains(body, "InternalServerError") {
+	if resp.StatusCode != http.StatusInternalServerError || !strings.Contains(body, "InternalServerError") {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
 	for _, bad := range [][2]string{{WantStatus, "99"}, {WantDelay, "soon"}, {WantTokenDelay, "1"}, {WantSize, "-1"}, {WantHeader, "no-colon"}, {WantTrailer, ":"}} {
 		for _, path := range []string{"/x", "/v1/completions"} {
 			resp, body := send(t, c, url+path, `{"model":"base"}`, bad[0], bad[1])
-			if resp.StatusCode != 400 || !strings.Contains(body, bad[0]) {
+			if resp.StatusCode != http.StatusBadRequest || !strings.Contains(body, bad[0]) {
 				t.Errorf("%s: %s on %s: %d %s", bad[0], bad[1], path, resp.StatusCode, body)
 			}
 		}
