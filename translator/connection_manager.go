@@ -3,6 +3,7 @@ package translator
 import (
 	"math"
 	"strconv"
+	"strings"
 	"time"
 
 	mutationv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
@@ -65,7 +66,7 @@ const strippedPrefix = "x-signalbox-"
 func (t *tables) connectionManager(row gatewayRow, routeConfig string) *hcmv3.HttpConnectionManager {
 	window := min(max(t.opt.HoldLimit, minWindow), math.MaxInt32/connectionWindows)
 	return &hcmv3.HttpConnectionManager{
-		StatPrefix: routeConfig,
+		StatPrefix: strings.ReplaceAll(routeConfig, ".", "_"), // a dot would end the prefix in the statistics
 		RouteSpecifier: &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{
 			RouteConfigName: routeConfig,
 			ConfigSource:    ads(routesTimeout),

@@ -54,7 +54,7 @@ func atGeneration(generation int64, conditions ...metav1.Condition) []metav1.Con
 	return out
 }
 
-// is says whether the condition of the type has the status True.
+// isTrue says whether the condition of the type has the status True.
 func isTrue[T ~string](conditions []metav1.Condition, typ T) bool {
 	for _, c := range conditions {
 		if c.Type == string(typ) {

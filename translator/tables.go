@@ -43,7 +43,6 @@ type tables struct {
 	slicesBySelector   *incr.Selection[key, key, key, *discoveryv1.EndpointSlice] // selectorKey(namespace, labels)
 	podsBySelector     *incr.Selection[key, key, key, *corev1.Pod]
 	configMapsByModel  *incr.Index[key, key] // objectKey(namespace, model): labelled ConfigMaps that name it
-	gatewaysByClass    *incr.Index[key, key]
 	modelsByNamespace  *incr.Index[key, key]
 	modelsByBase       *incr.Index[key, key] // objectKey(namespace, base) → models' keys
 	routesByTable      *incr.Index[key, key] // inGroup(group, RouteConfiguration)
@@ -107,7 +106,6 @@ func (t *tables) inputs() {
 	t.configMaps = incr.Input[key](g, deepEqual[*corev1.ConfigMap])
 	t.acks = incr.Input[key](g, deepEqual[ackRow])
 
-	t.gatewaysByClass = incr.NewIndex(t.gateways, func(_ key, o *gatewayv1.Gateway) []key { return []key{key(o.Spec.GatewayClassName)} })
 	t.grantsByNamespace = incr.NewIndex(t.grants, func(k key, _ *gatewayv1.ReferenceGrant) []key { ns, _ := splitKey(k); return []key{key(ns)} })
 	t.policiesByService = incr.NewIndex(t.tlsPolicies, policyTargets)
 	t.slicesByService = incr.NewIndex(t.slices, sliceService)

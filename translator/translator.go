@@ -12,8 +12,11 @@
 // concern each:
 //
 //	gateway.go   Gateway → listeners: what they accept, their certificates, conflicts
-//	listener.go  listeners → Envoy listeners and secrets
+//	certificate.go  certificateRefs → secrets
 //	attach.go    which listeners a route attaches to
+//	listener.go  listeners → Envoy listeners; connection_manager.go: what is in each
+//	extproc_cluster.go  the cluster of the process beside Envoy
+//	acks.go      what Envoys answered
 //	route.go     HTTPRoute → entries of route tables, backends it uses, conditions
 //	match.go     one HTTPRoute match → an Envoy match and its precedence
 //	filter.go    HTTPRoute filters → Envoy route actions
@@ -23,7 +26,7 @@
 //	pool.go      InferencePool → cluster, picker, conditions
 //	endpoints.go EndpointSlices and Pods → ClusterLoadAssignment
 //	names.go     every Envoy resource name
-//	status.go    every condition type, reason and message
+//	status.go    every condition type, reason and message; status_*.go: each kind's status
 //	validate.go  what Envoy would refuse although it is valid protobuf
 package translator
 

@@ -148,7 +148,9 @@ func gatewayProgrammedBy(row gatewayRow, programmed map[string]metav1.Condition)
 		served = true
 		switch c := programmed[l.Name]; {
 		case c.Reason == listenerPending.Reason:
-			pending = &c
+			if pending == nil {
+				pending = &c
+			}
 		case c.Status != metav1.ConditionTrue:
 			return gatewayInvalid.because("%s", c.Message)
 		}
