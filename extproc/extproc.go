@@ -47,6 +47,8 @@ type Config struct {
 	// HoldLimit, in bytes, and MaxConcurrent, in requests, are those of model.Config.
 	HoldLimit     int
 	MaxConcurrent int
+	// BodyBudget and StreamBudget, in bytes, are those of picker.Config.
+	BodyBudget, StreamBudget int64
 
 	// DrainTimeout bounds the end of streams in flight. 0: DefaultDrainTimeout.
 	DrainTimeout time.Duration
@@ -66,7 +68,7 @@ type Server struct {
 	drain time.Duration
 }
 
-// New returns a Server. An error names the field of the config that is wrong.
+// New returns a Server, for one call of Serve. An error names the field of the config that is wrong.
 func New(c Config) (*Server, error) {
 	if c.Logger == nil {
 		c.Logger = zap.NewNop()
@@ -78,20 +80,20 @@ func New(c Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	relay := picker.New(picker.Config{Logger: c.Logger, Registerer: c.Registerer})
+	relay := picker.New(picker.Config{Logger: c.Logger, Registerer: c.Registerer, BodyBudget: c.BodyBudget, StreamBudget: c.StreamBudget})
 	return &Server{log: c.Logger, drain: c.DrainTimeout, relay: relay,
 		parts: map[string]part{contract.PartModel: extractor, contract.PartPicker: relay}}, nil
 }
 
 // Run listens on c.Listen and serves until ctx ends.
 func Run(ctx context.Context, c Config) error {
-	s, err := New(c)
-	if err != nil {
-		return err
-	}
 	l, err := Listen(ctx, c.Listen, c.AllowRemote)
 	if err != nil {
 		return err
+	}
+	s, err := New(c)
+	if err != nil {
+		return errors.Join(err, l.Close())
 	}
 	return s.Serve(ctx, l)
 }

@@ -11,7 +11,7 @@ import (
 func (s *jsonScanner) text(p []byte, i int) int {
 	for i < len(p) && s.code == "" {
 		if s.state != inString {
-			i = s.special(p, i)
+			i = s.rare(p, i)
 			continue
 		}
 		if s.sink == toNothing {
@@ -26,7 +26,10 @@ func (s *jsonScanner) text(p []byte, i int) int {
 			return i
 		case c == '\\':
 			s.state = inEscape
-			i++
+			if i++; i < len(p) {
+				s.escape(p[i])
+				i++
+			}
 		case c < 0x20:
 			s.fail(contract.InvalidJSON)
 		case c < utf8.RuneSelf:
@@ -39,8 +42,8 @@ func (s *jsonScanner) text(p []byte, i int) int {
 	return i
 }
 
-// special reads one byte of an escape, or of a UTF-8 sequence that a chunk cut.
-func (s *jsonScanner) special(p []byte, i int) int {
+// rare reads one byte of an escape, or of a UTF-8 sequence that a chunk cut.
+func (s *jsonScanner) rare(p []byte, i int) int {
 	c := p[i]
 	switch s.state {
 	case inEscape:
@@ -76,6 +79,10 @@ func (s *jsonScanner) special(p []byte, i int) int {
 // runes reads characters beyond ASCII, as many as stand in a row.
 func (s *jsonScanner) runes(p []byte, i int) int {
 	for i < len(p) && p[i] >= utf8.RuneSelf {
+		if n := common(p[i:]); n > 0 && s.sink == toNothing {
+			i += n
+			continue
+		}
 		r, n := utf8.DecodeRune(p[i:])
 		if r == utf8.RuneError && n == 1 {
 			if utf8.FullRune(p[i:]) {
@@ -90,6 +97,19 @@ func (s *jsonScanner) runes(p []byte, i int) int {
 		i += n
 	}
 	return i
+}
+
+// common returns the length of a well-formed UTF-8 sequence of two or three bytes at
+// the start of p (most of what is not English), 0 for anything else.
+func common(p []byte) int {
+	switch {
+	case len(p) < 3:
+	case 0xC2 <= p[0] && p[0] <= 0xDF && p[1]&0xC0 == 0x80:
+		return 2
+	case 0xE1 <= p[0] && p[0] <= 0xEF && p[0] != 0xED && p[1]&0xC0 == 0x80 && p[2]&0xC0 == 0x80:
+		return 3
+	}
+	return 0
 }
 
 func (s *jsonScanner) escape(c byte) {

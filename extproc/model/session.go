@@ -146,6 +146,8 @@ func (s *session) step(stream grpc.ServerStream) (res result, over bool, err err
 		return result(code), true, s.send(stream, unreadable[code])
 	case s.released:
 		return resultReleased, s.scanner.done(), s.passOn(stream)
+	case s.scanner.done() && s.scanner.modelOffset() > int64(s.holdLimit): // wherever Envoy cut its chunks
+		return result(contract.BodyTooLarge), true, s.send(stream, unreadable[contract.BodyTooLarge])
 	case s.scanner.done():
 		return resultModel, true, s.send(stream, route(s.scanner.model()))
 	case s.total < s.holdLimit:
