@@ -176,12 +176,12 @@ func (p *plan) set(t xds.Type, name string, r *xds.Resource, now time.Time) {
 		return
 	}
 	it := k.item(name)
+	if same(it.want, it.acked) && same(it.want, it.sent) {
+		it.ackedAt = p.epoch - 1 // until now the Envoy had what was wanted
+	}
 	if r == nil {
 		p.unwant(it, now)
 		return
-	}
-	if it.want != nil && same(it.want, it.acked) && same(it.want, it.sent) {
-		it.ackedAt = p.epoch - 1 // until now the Envoy had what was wanted
 	}
 	it.want = r
 	p.stay(it)

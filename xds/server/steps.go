@@ -164,8 +164,9 @@ func (p *plan) missing(k *kind, now time.Time) *response {
 // removal makes a response of what is due to go; for named resources it just forgets.
 func (p *plan) removal(s step, k *kind, now time.Time) *response {
 	due := map[*item]struct{}{}
+	oldest := p.outgoing(k)
 	for _, d := range p.departures {
-		if d.due.IsZero() || now.Before(d.due) {
+		if d.due.IsZero() || now.Before(d.due) || d.epoch > oldest {
 			continue
 		}
 		for it := range d.items {
@@ -188,6 +189,24 @@ func (p *plan) removal(s step, k *kind, now time.Time) *response {
 		return nil
 	}
 	return p.respond(k, k.launch(false), nil, items)
+}
+
+// outgoing returns the epoch of the oldest listener or table that is itself to go: it is
+// in force until then, and may name what its last version named. Listeners and tables do
+// not wait for each other so.
+func (p *plan) outgoing(k *kind) uint64 {
+	oldest := p.epoch
+	if k.gated() {
+		return oldest
+	}
+	for _, d := range p.departures {
+		for it := range d.items {
+			if it.kind.gated() && it.interested() {
+				oldest = min(oldest, it.ackedAt)
+			}
+		}
+	}
+	return oldest
 }
 
 // leaving is true while removals of a type are due or on their way.
