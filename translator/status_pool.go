@@ -42,17 +42,17 @@ var (
 	policyCAKind    = declare(source.KindBackendTLSPolicy, gatewayv1.BackendTLSPolicyConditionResolvedRefs, metav1.ConditionFalse, gatewayv1.BackendTLSPolicyReasonInvalidKind)
 )
 
-// Messages on backendRefs.
+// Messages on backendRefs; several are joined into one condition.
 const (
-	msgBackendKind        = "backendRef %s: the kind %s of the group %q is not routed to; use Service (group \"\") or InferencePool (group " + inferencev1.GroupName + ")."
-	msgBackendOldGroup    = "backendRef %s: InferencePool has left the group " + oldPoolGroup + "; use the group " + inferencev1.GroupName + ", in the pool's apiVersion too (/v1)."
-	msgBackendForbidden   = "backendRef %s: no ReferenceGrant in the namespace %s allows a %s of the namespace %s to refer to this %s."
-	msgBackendNoPort      = "backendRef %s: a Service needs a port."
-	msgBackendMissing     = "backendRef %s: the %s does not exist."
-	msgBackendExternal    = "backendRef %s: Services of the type ExternalName are refused (CVE-2021-25740); use one with endpoints of its own."
-	msgBackendNoSuchPort  = "backendRef %s: the Service has no port %d."
-	msgBackendNotTCP      = "backendRef %s: port %d of the Service is not a TCP port."
-	msgBackendAppProtocol = "backendRef %s: port %d of the Service has appProtocol %q, which is not spoken; use http, kubernetes.io/h2c, http2, grpc, or none."
+	msgBackendKind        = "backendRef %s: the kind %s of the group %q is not routed to; use Service (group \"\") or InferencePool (group " + inferencev1.GroupName + ")"
+	msgBackendOldGroup    = "backendRef %s: InferencePool has left the group " + oldPoolGroup + "; use the group " + inferencev1.GroupName + ", in the pool's apiVersion too (/v1)"
+	msgBackendForbidden   = "backendRef %s: no ReferenceGrant in the namespace %s allows %ss of the namespace %s to refer to this %s"
+	msgBackendNoPort      = "backendRef %s: a Service needs a port"
+	msgBackendMissing     = "backendRef %s: the %s does not exist"
+	msgBackendExternal    = "backendRef %s: Services of the type ExternalName are refused (CVE-2021-25740); use one with endpoints of its own"
+	msgBackendNoSuchPort  = "backendRef %s: the Service has no port %d"
+	msgBackendNotTCP      = "backendRef %s: port %d of the Service is not a TCP port"
+	msgBackendAppProtocol = "backendRef %s: port %d of the Service has appProtocol %q, which is not spoken; use http, kubernetes.io/h2c, http2, grpc, or none"
 
 	msgWarnPoolGroup = "backendRef %s: kind InferencePool without a group is read as group: " + inferencev1.GroupName + "; write it, other gateways refuse the reference without"
 )

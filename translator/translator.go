@@ -22,8 +22,10 @@
 //	filter.go    HTTPRoute filters → Envoy route actions
 //	table.go     entries → RouteConfiguration
 //	models.go    ConfigMaps → which adapter has which base model
-//	backend.go   backendRef → cluster (Services)
-//	pool.go      InferencePool → cluster, picker, conditions
+//	backend.go   backendRef → Service's port or pool; grant.go: which may cross namespaces
+//	pool.go      InferencePool → its picker and how to call it; the pool's annotations
+//	policy.go    BackendTLSPolicy → how a picker's certificate is verified
+//	cluster.go   pool or Service → Envoy cluster
 //	endpoints.go EndpointSlices and Pods → ClusterLoadAssignment
 //	names.go     every Envoy resource name
 //	status.go    every condition type, reason and message; status_*.go: each kind's status
