@@ -1,6 +1,7 @@
 package translator
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -101,7 +102,7 @@ func (ru *rule) split(out *routev3.Route, action *routev3.RouteAction) error {
 		}
 		if f := b.Filters.Rewrite; f != nil {
 			if f.Path != nil {
-				return fmt.Errorf("a URLRewrite of the path in one of several backendRefs is not supported; make it a filter of the rule")
+				return errPathOfSeveral
 			}
 			if f.Hostname != nil {
 				c.HostRewriteSpecifier = &routev3.WeightedCluster_ClusterWeight_HostRewriteLiteral{HostRewriteLiteral: string(*f.Hostname)}
@@ -148,10 +149,21 @@ func perFilter(p *contract.Picker) map[string]*anypb.Any {
 	return map[string]*anypb.Any{pickerFilter: packed(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Overrides{Overrides: overrides}})}
 }
 
+// errPathOfSeveral: Envoy has one path rewrite for all clusters of a route.
+var errPathOfSeveral = errors.New("a URLRewrite of the path in one of several backendRefs is not supported; make it a filter of the rule, or make a rule for the backend")
+
 // problem is why a rule cannot be kept.
 type problem struct {
 	Verdict verdict
 	Message string
+}
+
+// asProblem says which verdict an error of building a route comes to.
+func asProblem(where string, err error) *problem {
+	if errors.Is(err, errPathOfSeveral) {
+		return &problem{routeIncompatibleFilters, fmt.Sprintf(msgRouteValue, where, err)}
+	}
+	return notSupported(msgRouteValue, where, err)
 }
 
 func notSupported(format string, args ...any) *problem {

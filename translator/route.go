@@ -159,7 +159,7 @@ func (b *routeBuilder) build(attachments []attachment) {
 	}
 	for i := range b.rules {
 		if err := b.buildRule(i, places); err != nil {
-			b.rules[i].fail(notSupported(msgRouteValue, fmt.Sprintf("rules[%d]", i), err))
+			b.rules[i].fail(asProblem(fmt.Sprintf("rules[%d]", i), err))
 			if b.buildRule(i, places) != nil {
 				b.rules[i].Matches = nil
 			}
@@ -236,9 +236,7 @@ func (b *routeBuilder) rule(i int) rule {
 		}
 		out.Matches = append(out.Matches, parsed)
 	}
-	var p *problem
-	out.Filters, p = parseFilters(where, in.Filters)
-	out.fail(p)
+	out.Filters = b.filters(where, in.Filters, &out)
 	b.backends(where, in.BackendRefs, &out)
 	if out.Filters.Redirect != nil && len(in.BackendRefs) > 0 {
 		out.fail(&problem{routeIncompatibleFilters, fmt.Sprintf(msgRouteRedirectAndBackends, where)})
@@ -269,6 +267,19 @@ func (ru *rule) fail(p *problem) {
 	}
 }
 
+// filters reads the filters of a rule or of a backendRef of its. A filter of a kind that
+// is not known is also a reference that cannot be followed.
+func (b *routeBuilder) filters(where string, in []gatewayv1.HTTPRouteFilter, ru *rule) filters {
+	out, p := parseFilters(where, in)
+	ru.fail(p)
+	for i, f := range in {
+		if f.ExtensionRef != nil {
+			b.refs = append(b.refs, backendInvalidKind.because(msgRouteExtension, where, i, f.ExtensionRef.Kind, f.ExtensionRef.Group))
+		}
+	}
+	return out
+}
+
 // backends resolves the backendRefs of a rule.
 func (b *routeBuilder) backends(where string, refs []gatewayv1.HTTPBackendRef, out *rule) {
 	for i, ref := range refs {
@@ -283,10 +294,7 @@ func (b *routeBuilder) backends(where string, refs []gatewayv1.HTTPBackendRef, o
 		if rb.Warning != "" {
 			b.warnings = append(b.warnings, rb.Warning)
 		}
-		var p *problem
-		if rb.Filters, p = parseFilters(at, ref.Filters); p != nil {
-			out.fail(p)
-		} else if rb.Filters.Redirect != nil {
+		if rb.Filters = b.filters(at, ref.Filters, out); rb.Filters.Redirect != nil {
 			out.fail(notSupported(msgRouteFilter, at, gatewayv1.HTTPRouteFilterRequestRedirect))
 		}
 		if rb.Weight = uint32(max(ptr.Deref(ref.Weight, 1), 0)); rb.Weight > 0 {

@@ -37,12 +37,14 @@ var refusedVerdicts = map[string]verdict{
 const (
 	msgRouteAccepted            = "The route is served by the listeners %s."
 	msgRouteResolved            = "All references are resolved."
-	msgRouteFilter              = "%s: a filter of type %s is not supported here; requests that match the rule are answered 500"
-	msgRouteField               = "%s is not supported; requests that match the rule are answered 500"
+	msgRouteFilter              = "%s: a filter of the type %s is not supported here"
+	msgRouteField               = "%s is not supported"
 	msgRouteValue               = "%s: %v"
-	msgRouteRedirectAndRewrite  = "%s: RequestRedirect and URLRewrite cannot be combined; requests that match the rule are answered 500"
-	msgRouteRedirectAndBackends = "%s: RequestRedirect and backendRefs cannot be combined; requests that match the rule are answered 500"
-	msgRouteExtension           = "%s: extensionRef %s/%s: there are no filters of that kind here"
+	msgRouteRedirectAndRewrite  = "%s: RequestRedirect and URLRewrite cannot be combined"
+	msgRouteRedirectAndBackends = "%s: RequestRedirect and backendRefs cannot be combined"
+	msgRouteExtension           = "%s.filters[%d]: there are no filters of the kind %s (group %q)."
+	msgRuleAnswers500           = "%s; requests that match the rule are answered 500."
+	msgRuleLeftOut              = "%s; the rule is left out."
 	// The spec wants the first words (RouteConditionPartiallyInvalid).
 	msgRouteDropped = "Dropped Rule(s) %s: %s"
 
@@ -68,20 +70,27 @@ func (b *routeBuilder) accepted(a attachment) (accepted metav1.Condition, partia
 	for _, l := range a.Listeners {
 		names = append(names, l.Listener.Name)
 	}
-	accepted = routeAccepted.because(msgRouteAccepted, strings.Join(names, ", "))
 	for _, ru := range b.rules {
 		if ru.Problem != nil {
-			dropped, why = append(dropped, fmt.Sprint(ru.Index)), append(why, ru.Problem.Message)
-			if len(dropped) == len(b.rules) {
-				return b.rules[0].Problem.Verdict.because("%s.", strings.Join(why, "; ")), nil
-			}
+			dropped, why = append(dropped, fmt.Sprint(ru.Index)), append(why, ru.consequence())
 		}
 	}
-	if len(dropped) > 0 {
-		c := routePartiallyInvalid.because(msgRouteDropped, strings.Join(dropped, ", "), strings.Join(why, "; ")+".")
+	switch {
+	case len(dropped) > 0 && len(dropped) == len(b.rules):
+		return b.rules[0].Problem.Verdict.because("%s", strings.Join(why, " ")), nil
+	case len(dropped) > 0:
+		c := routePartiallyInvalid.because(msgRouteDropped, strings.Join(dropped, ", "), strings.Join(why, " "))
 		partially = &c
 	}
-	return accepted, partially
+	return routeAccepted.because(msgRouteAccepted, strings.Join(names, ", ")), partially
+}
+
+// consequence says what a rule's problem is, and what it does to requests.
+func (ru *rule) consequence() string {
+	if len(ru.Matches) == 0 {
+		return fmt.Sprintf(msgRuleLeftOut, ru.Problem.Message)
+	}
+	return fmt.Sprintf(msgRuleAnswers500, ru.Problem.Message)
 }
 
 // resolvedRefs gives the first reason and every message: one reason is all that a
@@ -95,7 +104,7 @@ func (b *routeBuilder) resolvedRefs() metav1.Condition {
 	for _, c := range b.refs[1:] {
 		if !seen[c.Message] {
 			seen[c.Message] = true
-			out.Message += "; " + c.Message
+			out.Message += " " + c.Message
 		}
 	}
 	return out
