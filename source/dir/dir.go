@@ -47,7 +47,7 @@ func Read(paths []string, stdin io.Reader) (manifest.Result, error) {
 			if err != nil {
 				return manifest.Result{}, fmt.Errorf("standard input: %w", err)
 			}
-			files.add("stdin", text, nil)
+			files.add("stdin", text, time.Time{}, nil)
 			continue
 		}
 		files.root(path, nil)

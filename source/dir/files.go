@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 type sum [sha256.Size]byte
@@ -19,9 +20,10 @@ const maxFile = 64 << 20
 
 // content is what is in a file, or why it cannot be read.
 type content struct {
-	text []byte
-	sum  sum
-	err  error
+	text  []byte
+	sum   sum
+	mtime time.Time
+	err   error
 }
 
 // snapshot is what is on disk at one time.
@@ -34,11 +36,11 @@ type snapshot struct {
 	visited    map[string]bool // real paths of directories and files: links may lead to one twice, or in circles
 }
 
-func (s *snapshot) add(path string, text []byte, err error) {
+func (s *snapshot) add(path string, text []byte, mtime time.Time, err error) {
 	if s.files == nil {
 		s.files = map[string]content{}
 	}
-	s.files[path] = content{text, sha256.Sum256(text), err}
+	s.files[path] = content{text, sha256.Sum256(text), mtime, err}
 }
 
 func (s *snapshot) fail(path string, err error) {
@@ -105,7 +107,7 @@ func (s *snapshot) entry(path, real string, given bool, h *hints) {
 		s.directory(path, real, h)
 	case info.Mode().IsRegular() && (given || isManifest(path)):
 		s.visited[real] = true
-		s.file(path, real, info.Size())
+		s.file(path, real, info)
 	}
 }
 
@@ -135,16 +137,16 @@ func (s *snapshot) directory(path, real string, h *hints) {
 	}
 }
 
-func (s *snapshot) file(path, real string, size int64) {
-	if size > maxFile {
-		s.add(path, nil, fmt.Errorf("%d bytes are too many for a manifest (at most %d): split it", size, maxFile))
+func (s *snapshot) file(path, real string, info fs.FileInfo) {
+	if size := info.Size(); size > maxFile {
+		s.add(path, nil, info.ModTime(), fmt.Errorf("%d bytes are too many for a manifest (at most %d): split it", size, maxFile))
 		return
 	}
 	text, err := os.ReadFile(real)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}
-	s.add(path, text, err)
+	s.add(path, text, info.ModTime(), err)
 }
 
 func isManifest(path string) bool {

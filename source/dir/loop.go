@@ -151,22 +151,27 @@ func (l *loop) tellIgnored() {
 type losses map[string]loss
 
 type loss struct {
-	sum   sum
+	sight
 	since time.Time
+}
+
+type sight struct {
+	sum   sum
+	mtime time.Time
 }
 
 // see takes the losses of a look and returns those that are not believed yet: new
 // ones, and those that do not look the same for long enough.
-func (l *losses) see(now map[string]sum, grace time.Duration) (held map[string]bool) {
-	before := *l
-	*l, held = losses{}, map[string]bool{}
-	for path, s := range now {
-		seen := loss{s, time.Now()}
-		if b, ok := before[path]; ok && b.sum == s {
+func (ls *losses) see(now map[string]sight, grace time.Duration) (held map[string]bool) {
+	before := *ls
+	*ls, held = losses{}, map[string]bool{}
+	for path, l := range now {
+		seen := loss{l, time.Now()}
+		if b, ok := before[path]; ok && b.sight == l {
 			seen = b
 		}
 		if time.Since(seen.since) < grace {
-			(*l)[path], held[path] = seen, true
+			(*ls)[path], held[path] = seen, true
 		}
 	}
 	return held

@@ -33,16 +33,17 @@ type file struct {
 	held bool
 }
 
-// lost returns the files that held objects and are gone or shorter in s, with the
-// sum of what is there now.
-func (o *objects) lost(s *snapshot) map[string]sum {
-	lost := map[string]sum{}
+// lost returns the files that held objects and are gone or shorter in s, with what
+// tells what is there now from what was or will be: a file that is rewritten again
+// and again may be caught empty twice.
+func (o *objects) lost(s *snapshot) map[string]sight {
+	lost := map[string]sight{}
 	for path, f := range o.files {
 		now, ok := s.files[path]
 		if ok && (now.err != nil || len(now.text) >= f.size) || len(f.refs()) == 0 || below(path, s.unreadable) {
 			continue
 		}
-		lost[path] = now.sum
+		lost[path] = sight{now.sum, now.mtime}
 	}
 	return lost
 }

@@ -70,10 +70,10 @@ func admitService(s *corev1.Service) (errs field.ErrorList) {
 	names, numbers := map[string]bool{}, map[key]bool{}
 	for i := range s.Spec.Ports {
 		port, path := &s.Spec.Ports[i], spec.Child("ports").Index(i)
-		defaultServicePort(port)
 		errs = append(errs, checkPort(path.Child("port"), int64(port.Port))...)
-		errs = append(errs, checkProtocol(path.Child("protocol"), port.Protocol)...)
 		errs = append(errs, checkTargetPort(path.Child("targetPort"), port.TargetPort)...)
+		defaultServicePort(port)
+		errs = append(errs, checkProtocol(path.Child("protocol"), port.Protocol)...)
 		if port.Name == "" && len(s.Spec.Ports) > 1 {
 			errs = append(errs, field.Required(path.Child("name"), "a port of a Service with several needs a name"))
 		}
@@ -91,7 +91,7 @@ func defaultServicePort(port *corev1.ServicePort) {
 	if port.Protocol == "" {
 		port.Protocol = corev1.ProtocolTCP
 	}
-	if port.TargetPort == intstr.FromInt32(0) || port.TargetPort == intstr.FromString("") {
+	if unset(port.TargetPort) {
 		port.TargetPort = intstr.FromInt32(port.Port)
 	}
 }

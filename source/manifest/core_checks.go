@@ -34,10 +34,17 @@ func checkProtocol(path *field.Path, protocol corev1.Protocol) field.ErrorList {
 }
 
 func checkTargetPort(path *field.Path, port intstr.IntOrString) field.ErrorList {
+	if unset(port) {
+		return nil
+	}
 	if port.Type == intstr.Int {
 		return checkPort(path, int64(port.IntVal))
 	}
 	return invalid(path, port.StrVal, validation.IsValidPortName(port.StrVal))
+}
+
+func unset(port intstr.IntOrString) bool {
+	return port == intstr.FromInt32(0) || port == intstr.FromString("")
 }
 
 // checkPortName takes the names seen so far and adds this one.

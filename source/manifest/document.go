@@ -120,10 +120,14 @@ var yamlError = regexp.MustCompile(`^(?:error converting YAML to JSON: )?(?:yaml
 
 // syntaxError places a parser's error on the first line that cannot be read, at its
 // first character that is not a space. The parsers' own line is not used: it is the
-// start of the block around the error, or off by one.
+// start of the block around the error, or off by one. What only the other library
+// refuses (NaN, a mapping as a key) is placed at the start of the document.
 func (c chunk) syntaxError(err error) *syntaxError {
 	lines := bytes.SplitAfter(c.text, []byte("\n"))
-	at := min(goodLines(lines), len(lines)-1)
+	at := 0
+	if !isYAML(lines) {
+		at = min(goodLines(lines), len(lines)-1)
+	}
 	text := lines[at]
 	column := len(text) - len(bytes.TrimLeft(text, " \t")) + 1
 	message := yamlError.FindStringSubmatch(err.Error())[1]

@@ -21,6 +21,7 @@
 package manifest
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -90,6 +91,7 @@ func Parse(name string, data []byte) Result {
 type parser struct {
 	name string
 	Result
+	found []found
 }
 
 func (p *parser) where(line, column int) string {
@@ -104,38 +106,55 @@ type item struct {
 }
 
 func (p *parser) document(d *document) {
-	value, ok := d.value.(map[string]any)
-	if !ok {
-		line, column := position(d.node, d.line)
-		p.Problems = append(p.Problems, source.Problem{
-			Where:   p.where(line, column),
-			Message: "not an object: a document is a mapping with apiVersion, kind and metadata",
-		})
+	it := item{node: d.node, line: d.line}
+	var ok bool
+	if it.value, ok = d.value.(map[string]any); ok {
+		p.item(it)
 		return
 	}
-	p.item(item{value, d.node, d.line})
+	p.problem(it, it.node, source.Ref{}, "not an object: a document is a mapping with apiVersion, kind and metadata")
+	p.flush()
 }
 
-// refuse records what is wrong with an object, in an order that does not change
-// from run to run.
+// refuse records what is wrong with an object, each where its field stands.
 func (p *parser) refuse(it item, ref source.Ref, errs field.ErrorList) {
-	object := ""
-	if ref.Kind != "" {
-		object = ref.String()
-	}
-	slices.SortStableFunc(errs, func(a, b *field.Error) int { return strings.Compare(a.Error(), b.Error()) })
 	for _, err := range errs {
 		at := err.Field
 		if at == "<nil>" { // how the path of the whole object prints
 			at = ""
 		}
-		line, column := position(find(it.node, at), it.line)
 		message := describe(err)
 		if at != "" {
 			message = at + ": " + message
 		}
-		p.Problems = append(p.Problems, source.Problem{Where: p.where(line, column), Object: object, Message: message})
+		p.problem(it, find(it.node, at), ref, message)
 	}
+}
+
+func (p *parser) problem(it item, at *yaml.Node, ref source.Ref, message string) {
+	object := ""
+	if ref.Name != "" {
+		object = ref.String()
+	}
+	line, column := position(at, it.line)
+	p.found = append(p.found, found{line, column, source.Problem{Where: p.where(line, column), Object: object, Message: message}})
+}
+
+// found is a problem of the object that is being read.
+type found struct {
+	line, column int
+	source.Problem
+}
+
+// flush moves what was found in one object to the result, in the order of the text.
+func (p *parser) flush() {
+	slices.SortFunc(p.found, func(a, b found) int {
+		return cmp.Or(a.line-b.line, a.column-b.column, strings.Compare(a.Message, b.Message))
+	})
+	for _, f := range p.found {
+		p.Problems = append(p.Problems, f.Problem)
+	}
+	p.found = nil
 }
 
 // ours is the Origin of errors whose Detail says everything; the API server's kind

@@ -29,10 +29,11 @@ func (p *parser) item(it item) {
 	switch {
 	case err != nil:
 		p.refuse(it, source.Ref{}, field.ErrorList{err})
+		p.flush()
 	case info == nil:
 		p.ignore(it, apiVersion, kind)
 	default:
-		p.object(it, *info, apiVersion)
+		p.object(it, *info)
 	}
 }
 
@@ -44,6 +45,7 @@ func (p *parser) list(it item, items []any, apiVersion, kind string) {
 		value, ok := v.(map[string]any)
 		if !ok {
 			p.refuse(it, source.Ref{}, field.ErrorList{fault(fmt.Sprintf("items[%d]", i), "must be an object")})
+			p.flush()
 			continue
 		}
 		if kind != "" && value["kind"] == nil && value["apiVersion"] == nil {
@@ -93,31 +95,31 @@ func kindOf(value map[string]any, apiVersion, kind string) (*source.KindInfo, *f
 }
 
 // object decodes, defaults and validates an object of one of our kinds.
-func (p *parser) object(it item, info source.KindInfo, apiVersion string) {
-	line, column := position(it.node, it.line)
-	where := p.where(line, column)
+func (p *parser) object(it item, info source.KindInfo) {
 	errs := p.metadata(it, info)
 	ref := refOf(it.value, info)
 	if it.node != nil {
 		duplicates(it.node, "", func(path string, first, second *yaml.Node) {
-			firstLine, firstColumn := position(first, it.line)
-			errs = append(errs, fault(path, "the field stands twice, first at "+p.where(firstLine, firstColumn)+": keep one"))
+			line, column := position(first, it.line)
+			p.problem(it, second, ref, path+": the field stands twice, first at "+p.where(line, column)+": keep one")
 		})
 	}
 	var object source.Object
-	if len(errs) == 0 {
+	if len(errs)+len(p.found) == 0 {
 		if crd := crds[info.Kind]; crd != nil {
 			object, errs = crd.object(it.value, info)
 		} else {
 			object, errs = coreObject(it.value, info)
 		}
 	}
-	if len(errs) > 0 {
+	p.refuse(it, ref, errs)
+	if len(p.found) > 0 {
 		object = nil
-		p.refuse(it, ref, errs)
 	}
+	p.flush()
 	if ref.Name != "" {
-		p.Objects = append(p.Objects, Located{Ref: ref, Object: object, Where: where})
+		line, column := position(it.node, it.line)
+		p.Objects = append(p.Objects, Located{Ref: ref, Object: object, Where: p.where(line, column)})
 	}
 }
 
