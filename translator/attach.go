@@ -79,7 +79,7 @@ func (t *tables) attachTo(r *incr.Reads, row gatewayRow, namespace string, hostn
 	var notAllowed, noHostname []string
 	var out []attachedListener
 	for _, l := range row.Listeners {
-		if ref.SectionName != nil && string(*ref.SectionName) != l.Name || ref.Port != nil && int32(*ref.Port) != l.Port {
+		if ref.SectionName != nil && string(*ref.SectionName) != l.Name || ref.Port != nil && *ref.Port != l.Port {
 			continue
 		}
 		found = true

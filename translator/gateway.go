@@ -187,7 +187,7 @@ func (t *tables) listenerRows(r *incr.Reads, o *gatewayv1.Gateway) []listenerRow
 
 // listener says what a listener means by itself, and whether it is accepted by itself.
 func (t *tables) listener(o *gatewayv1.Gateway, l *gatewayv1.Listener) (listenerRow, metav1.Condition) {
-	row := listenerRow{Name: string(l.Name), Port: int32(l.Port), Bound: int32(l.Port), Protocol: l.Protocol}
+	row := listenerRow{Name: string(l.Name), Port: l.Port, Bound: l.Port, Protocol: l.Protocol}
 	if bound, ok := t.opt.Ports[row.Port]; ok {
 		row.Bound = bound
 	}
