@@ -95,7 +95,7 @@ func (t *tables) serviceBackendOf(r *incr.Reads, service key, number *gatewayv1.
 	case number == nil:
 		return refuse(backendNotFound.because(msgBackendNoPort, service))
 	}
-	port, ok := row.port(int32(*number))
+	port, ok := row.port(*number)
 	switch {
 	case !ok:
 		return refuse(backendNotFound.because(msgBackendNoSuchPort, service, *number))

@@ -177,6 +177,17 @@ func TestNotPermittedHidesExistence(t *testing.T) {
 	}
 }
 
+// A grant is for one kind of object.
+func TestGrantIsForItsKind(t *testing.T) {
+	w := world(t, Options{}, backendWorld)
+	ref := gatewayv1.BackendObjectReference{Name: "granted", Namespace: ptr.To(gatewayv1.Namespace("other")), Port: ptr.To[gatewayv1.PortNumber](80)}
+	if b := w.resolveBackend(nil, source.KindHTTPRoute, "default", ref); b.Failure != nil {
+		t.Errorf("an HTTPRoute is refused: %v", b.Failure)
+	}
+	b := w.resolveBackend(nil, source.KindGateway, "default", ref)
+	expectCondition(t, ptr.Deref(b.Failure, none), "ResolvedRefs", "False", "RefNotPermitted", "allows Gateways of the namespace default")
+}
+
 func TestPoolBackendCarriesItsPicker(t *testing.T) {
 	w := world(t, Options{}, backendWorld)
 	resolve := func(name string) backend {
