@@ -67,12 +67,15 @@ func Read(paths []string, stdin io.Reader) (manifest.Result, error) {
 	return result, nil
 }
 
-// Option changes a time of a watched source; the zero options are for people.
+// Option changes a time of a watched source. What holds without any suits people
+// who edit files.
 type Option func(*watched)
 
 // Settle sets how long the files must be quiet before they are read (100 ms). That
 // a file vanished or got shorter is believed after ten times as long.
-func Settle(d time.Duration) Option { return func(w *watched) { w.settle = d } }
+func Settle(d time.Duration) Option {
+	return func(w *watched) { w.settle, w.grace = d, 10*d }
+}
 
 // Poll sets how often the files are read without a hint that they changed (5 s).
 func Poll(d time.Duration) Option { return func(w *watched) { w.poll = d } }
@@ -80,15 +83,15 @@ func Poll(d time.Duration) Option { return func(w *watched) { w.poll = d } }
 // New returns a source that watches files and directories. Its Run fails if one of
 // them does not exist at the start; one that vanishes later keeps its objects.
 func New(paths []string, log *zap.Logger, options ...Option) source.Source {
-	w := &watched{paths: paths, log: log, settle: 100 * time.Millisecond, poll: 5 * time.Second}
-	for _, o := range options {
+	w := &watched{paths: paths, log: log}
+	for _, o := range append([]Option{Settle(100 * time.Millisecond), Poll(5 * time.Second)}, options...) {
 		o(w)
 	}
 	return w
 }
 
 type watched struct {
-	paths        []string
-	log          *zap.Logger
-	settle, poll time.Duration
+	paths               []string
+	log                 *zap.Logger
+	settle, grace, poll time.Duration
 }

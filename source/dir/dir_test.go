@@ -19,14 +19,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// start watches a new directory, quickly.
-func start(t *testing.T, paths ...string) source.Source {
-	return dir.New(paths, zap.NewNop(), dir.Settle(5*time.Millisecond), dir.Poll(time.Hour))
-}
-
-// patient believes that something is gone only after the test has ended.
-func patient(t *testing.T, paths ...string) source.Source {
-	return dir.New(paths, zap.NewNop(), dir.Settle(30*time.Millisecond), dir.Poll(time.Hour))
+// start watches with short times, and without the poll that would hide a lost event.
+func start(paths ...string) source.Source {
+	return dir.New(paths, zap.NewNop(), dir.Settle(5*time.Millisecond), dir.Grace(300*time.Millisecond), dir.Poll(time.Hour))
 }
 
 func hostOf(o source.Object) string {
@@ -65,6 +60,6 @@ func (w world) Delete(t *testing.T, ref source.Ref) {
 func TestSource(t *testing.T) {
 	sourcetest.Run(t, func(t *testing.T) (source.Source, sourcetest.World) {
 		path := t.TempDir()
-		return start(t, path), world(path)
+		return start(path), world(path)
 	})
 }

@@ -5,8 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
+
+	"go.uber.org/zap"
 
 	"signalbox.dev/source"
+	"signalbox.dev/source/dir"
 	"signalbox.dev/source/sourcetest"
 )
 
@@ -41,7 +45,7 @@ func routeRef(name string) source.Ref {
 	return source.Ref{Kind: source.KindHTTPRoute, Namespace: "default", Name: name}
 }
 
-// hosts is the state of all routes, "a=x b=y".
+// hosts is the first hostname of every route, by name.
 func hosts(r *sourcetest.Reader) map[string]string {
 	out := map[string]string{}
 	for ref, object := range r.Objects {
@@ -100,10 +104,10 @@ func TestEdits(t *testing.T) {
 		}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			dir := t.TempDir()
-			file := filepath.Join(dir, "routes.yaml")
+			base := t.TempDir()
+			file := filepath.Join(base, "routes.yaml")
 			write(t, file, before)
-			r := sourcetest.Read(t, start(t, dir))
+			r := sourcetest.Read(t, start(base))
 			r.Sync()
 			test.edit(t, file)
 			for _, c := range r.Until(func() bool { return hosts(r)["a"] == "new.example.com" && hosts(r)["z"] != "" }) {
@@ -121,16 +125,16 @@ func TestEdits(t *testing.T) {
 // TestHalfWritten: a writer that stops in the middle, at any place, deletes nothing
 // until long after.
 func TestHalfWritten(t *testing.T) {
-	dir := t.TempDir()
-	file := filepath.Join(dir, "routes.yaml")
+	base := t.TempDir()
+	file := filepath.Join(base, "routes.yaml")
 	text := route("a", "a.example.com") + route("b", "b.example.com")
 	write(t, file, text)
-	r := sourcetest.Read(t, patient(t, dir))
+	r := sourcetest.Read(t, dir.New([]string{base}, zap.NewNop(), dir.Settle(5*time.Millisecond), dir.Grace(time.Hour), dir.Poll(time.Hour)))
 	r.Sync()
 	for i := 0; i < len(text); i += 13 {
 		sentinel := fmt.Sprintf("s%d", i)
 		write(t, file, text[:i])
-		write(t, filepath.Join(dir, "sentinel.yaml"), route(sentinel, "s.example.com"))
+		write(t, filepath.Join(base, "sentinel.yaml"), route(sentinel, "s.example.com"))
 		r.Until(r.Has(routeRef(sentinel)))
 		if got := hosts(r); got["a"] != "a.example.com" || got["b"] != "b.example.com" {
 			t.Fatalf("after %d bytes the routes are %v", i, got)
@@ -140,11 +144,11 @@ func TestHalfWritten(t *testing.T) {
 
 // TestShorter: what was taken out of a file, and a file that was removed, do go.
 func TestShorter(t *testing.T) {
-	dir := t.TempDir()
-	both, one := filepath.Join(dir, "both.yaml"), filepath.Join(dir, "one.json")
+	base := t.TempDir()
+	both, one := filepath.Join(base, "both.yaml"), filepath.Join(base, "one.json")
 	write(t, both, route("a", "a.example.com")+route("b", "b.example.com"))
 	write(t, one, `{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "n"}}`)
-	r := sourcetest.Read(t, start(t, dir))
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
 	write(t, both, route("b", "b.example.com"))
 	r.Until(func() bool { return r.Objects[routeRef("a")] == nil })
@@ -157,18 +161,18 @@ func TestShorter(t *testing.T) {
 // TestMoved: an object that moves to another file, or whose file or directory is
 // renamed, does not change, and no moment has it twice.
 func TestMoved(t *testing.T) {
-	dir := t.TempDir()
-	a, b, sub := filepath.Join(dir, "a.yaml"), filepath.Join(dir, "b.yaml"), filepath.Join(dir, "sub")
+	base := t.TempDir()
+	a, b, sub := filepath.Join(base, "a.yaml"), filepath.Join(base, "b.yaml"), filepath.Join(base, "sub")
 	write(t, a, route("moves", "m.example.com")+route("a", "a.example.com"))
 	write(t, b, route("b", "b.example.com"))
 	do(t, os.Mkdir(sub, 0o700))
 	write(t, filepath.Join(sub, "c.yaml"), route("c", "c.example.com"))
-	r := sourcetest.Read(t, start(t, dir))
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
 	step := func(name string, edit func()) {
 		t.Helper()
 		edit()
-		write(t, filepath.Join(dir, "sentinel.yaml"), route(name, "s.example.com"))
+		write(t, filepath.Join(base, "sentinel.yaml"), route(name, "s.example.com"))
 		for _, c := range r.Until(r.Has(routeRef(name))) {
 			if c.Ref != routeRef(name) && c.Object == nil && len(c.Ref.Name) < 6 {
 				t.Errorf("%s: %v changed", name, c.Ref)
@@ -182,24 +186,24 @@ func TestMoved(t *testing.T) {
 		write(t, a, route("a", "a.example.com"))
 		write(t, b, route("b", "b.example.com")+route("moves", "m.example.com"))
 	})
-	step("sentinel-file", func() { do(t, os.Rename(a, filepath.Join(dir, "z.yaml"))) })
-	step("sentinel-directory", func() { do(t, os.Rename(sub, filepath.Join(dir, "other"))) })
+	step("sentinel-file", func() { do(t, os.Rename(a, filepath.Join(base, "z.yaml"))) })
+	step("sentinel-directory", func() { do(t, os.Rename(sub, filepath.Join(base, "other"))) })
 	// The renamed directory is still watched.
-	write(t, filepath.Join(dir, "other", "d.yaml"), route("d", "d.example.com"))
+	write(t, filepath.Join(base, "other", "d.yaml"), route("d", "d.example.com"))
 	r.Until(r.Has(routeRef("d")))
 }
 
 func TestSubdirectories(t *testing.T) {
-	dir := t.TempDir()
-	r := sourcetest.Read(t, start(t, dir))
+	base := t.TempDir()
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
-	deep := filepath.Join(dir, "x", "y", "z")
+	deep := filepath.Join(base, "x", "y", "z")
 	do(t, os.MkdirAll(deep, 0o700))
 	write(t, filepath.Join(deep, "a.yaml"), route("a", "a.example.com"))
 	r.Until(r.Has(routeRef("a")))
 	write(t, filepath.Join(deep, "a.yaml"), route("a", "longer.a.example.com"))
 	r.Until(func() bool { return hosts(r)["a"] == "longer.a.example.com" })
-	do(t, os.RemoveAll(filepath.Join(dir, "x")))
+	do(t, os.RemoveAll(filepath.Join(base, "x")))
 	r.Until(func() bool { return len(r.Objects) == 0 })
 	do(t, os.MkdirAll(deep, 0o700))
 	write(t, filepath.Join(deep, "b.yaml"), route("b", "b.example.com"))
@@ -207,14 +211,14 @@ func TestSubdirectories(t *testing.T) {
 }
 
 func TestFilesThatAreNotRead(t *testing.T) {
-	dir := t.TempDir()
+	base := t.TempDir()
 	for _, name := range []string{".hidden.yaml", "README.md", "a.yaml~", "#a.yaml#", "4913", ".git/a.yaml", "..2026/a.yaml", "a.yaml.bak"} {
-		do(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o700))
-		write(t, filepath.Join(dir, name), route("a", "a.example.com"))
+		do(t, os.MkdirAll(filepath.Dir(filepath.Join(base, name)), 0o700))
+		write(t, filepath.Join(base, name), route("a", "a.example.com"))
 	}
-	do(t, os.Symlink(dir, filepath.Join(dir, "circle")), os.Mkdir(filepath.Join(dir, "directory.yaml"), 0o700))
-	write(t, filepath.Join(dir, "only.yml"), route("only", "only.example.com"))
-	r := sourcetest.Read(t, start(t, dir))
+	do(t, os.Symlink(base, filepath.Join(base, "circle")), os.Mkdir(filepath.Join(base, "directory.yaml"), 0o700))
+	write(t, filepath.Join(base, "only.yml"), route("only", "only.example.com"))
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
 	if len(r.Objects) != 1 || r.Objects[routeRef("only")] == nil || len(r.Problems) > 0 {
 		t.Errorf("read %v, problems %v; want only.yml alone", r.Objects, r.Problems)

@@ -31,7 +31,7 @@ func TestConfigMapVolume(t *testing.T) {
 	}
 	put("..2026_01", "one.example.com")
 	do(t, os.Symlink("..data/a.yaml", filepath.Join(dir, "a.yaml")), os.Symlink("..data/b.yaml", filepath.Join(dir, "b.yaml")))
-	r := sourcetest.Read(t, start(t, dir))
+	r := sourcetest.Read(t, start(dir))
 	r.Sync()
 	for _, version := range []string{"..2026_02", "..2026_03"} {
 		put(version, version[2:6]+version[7:]+".example.com")
@@ -53,7 +53,7 @@ func TestRootIsLink(t *testing.T) {
 				write(t, filepath.Join(base, version, "conf", "a.yaml"), route("a", version+".example.com"))
 			}
 			relink(t, "one", filepath.Join(base, "current"))
-			r := sourcetest.Read(t, start(t, filepath.Join(base, root)))
+			r := sourcetest.Read(t, start(filepath.Join(base, root)))
 			r.Sync()
 			relink(t, "two", filepath.Join(base, "current"))
 			r.Until(func() bool { return hosts(r)["a"] == "two.example.com" })
@@ -71,7 +71,7 @@ func TestLinkedFile(t *testing.T) {
 	dir, elsewhere := t.TempDir(), filepath.Join(t.TempDir(), "x.yaml")
 	write(t, elsewhere, route("a", "a.example.com"))
 	do(t, os.Symlink(elsewhere, filepath.Join(dir, "link.yaml")))
-	r := sourcetest.Read(t, start(t, dir))
+	r := sourcetest.Read(t, start(dir))
 	r.Sync()
 	write(t, elsewhere, route("a", "edited.example.com"))
 	r.Until(func() bool { return hosts(r)["a"] == "edited.example.com" })
@@ -94,7 +94,7 @@ func TestOneFile(t *testing.T) {
 	file := filepath.Join(base, "manifest.txt") // a name given by the user may be any
 	write(t, file, route("a", "a.example.com"))
 	write(t, filepath.Join(base, "neighbour.yaml"), route("n", "n.example.com"))
-	r := sourcetest.Read(t, start(t, file))
+	r := sourcetest.Read(t, start(file))
 	r.Sync()
 	if len(r.Objects) != 1 {
 		t.Errorf("read %v, want the one route of the file", r.Objects)

@@ -10,12 +10,8 @@ import (
 	"signalbox.dev/source"
 )
 
-// In settle times: how long a file that vanished or got shorter must stay so before
-// it is believed, and how long files that never get quiet are waited for.
-const (
-	grace    = 10
-	patience = 50
-)
+// patience is how long, in settle times, files that never get quiet are waited for.
+const patience = 50
 
 // Run implements source.Source.
 func (w *watched) Run(ctx context.Context, batches chan<- source.Batch) error {
@@ -47,7 +43,7 @@ func (w *watched) Run(ctx context.Context, batches chan<- source.Batch) error {
 			if !l.deliver(ctx, l.look()) {
 				return nil
 			}
-			if wait, ok := l.losses.next(l.grace()); ok {
+			if wait, ok := l.losses.next(l.grace); ok {
 				quiet.Reset(wait)
 			}
 		}
@@ -87,12 +83,10 @@ func (l *loop) wait(d time.Duration) time.Duration {
 	return max(0, min(d, time.Until(l.since.Add(patience*l.settle))))
 }
 
-func (l *loop) grace() time.Duration { return grace * l.settle }
-
 // deliver sends what changed; false: ctx ended before it was received.
 func (l *loop) deliver(ctx context.Context, files *snapshot) bool {
 	l.since = time.Time{}
-	held := l.losses.see(l.objects.lost(files), l.grace())
+	held := l.losses.see(l.objects.lost(files), l.grace)
 	if l.synced && files.sum() == l.applied {
 		return true
 	}

@@ -21,7 +21,7 @@ import (
 
 func TestMissingRoot(t *testing.T) {
 	missing := filepath.Join(t.TempDir(), "missing")
-	if err := start(t, missing).Run(context.Background(), nil); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), missing) {
+	if err := start(missing).Run(context.Background(), nil); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), missing) {
 		t.Errorf("Run returned %v, want an error that names the path", err)
 	}
 	if _, err := dir.Read([]string{missing}, nil); !errors.Is(err, fs.ErrNotExist) {
@@ -34,7 +34,7 @@ func TestNotYAML(t *testing.T) {
 	base := t.TempDir()
 	file := filepath.Join(base, "routes.yaml")
 	write(t, file, route("a", "a.example.com")+route("b", "b.example.com"))
-	r := sourcetest.Read(t, start(t, base))
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
 	write(t, file, route("a", "changed.example.com")+strings.Replace(route("b", "changed.example.com"), "spec:", "spec: {", 1))
 	r.Until(func() bool { return len(r.Problems) > 0 })
@@ -60,7 +60,7 @@ func TestInvalidObject(t *testing.T) {
 	base := t.TempDir()
 	file := filepath.Join(base, "routes.yaml")
 	write(t, file, route("a", "a.example.com")+route("b", "b.example.com"))
-	r := sourcetest.Read(t, start(t, base))
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
 	write(t, file, route("a", "'not a host'")+route("b", "changed.example.com"))
 	r.Until(func() bool { return hosts(r)["b"] == "changed.example.com" })
@@ -86,7 +86,7 @@ func TestDuplicate(t *testing.T) {
 	first, second := filepath.Join(base, "1.yaml"), filepath.Join(base, "2.yaml")
 	write(t, second, "# comment\n"+route("a", "second.example.com"))
 	write(t, first, route("a", "first.example.com"))
-	r := sourcetest.Read(t, start(t, base))
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
 	want := []source.Problem{{Where: second + ":2:1", Object: "HTTPRoute/default/a",
 		Message: "the object stands twice: the one at " + first + ":1:1 counts; remove one of them"}}
@@ -106,7 +106,7 @@ func TestUnreadable(t *testing.T) {
 	base := t.TempDir()
 	file := filepath.Join(base, "a.yaml")
 	write(t, file, route("a", "a.example.com"))
-	r := sourcetest.Read(t, start(t, base))
+	r := sourcetest.Read(t, start(base))
 	r.Sync()
 	do(t, os.Truncate(file, 65<<20))
 	r.Until(func() bool { return len(r.Problems) == 1 })

@@ -137,11 +137,10 @@ func (c chunk) syntaxError(err error) *syntaxError {
 // goodLines returns how many lines from the start are YAML. That is not the same as
 // the first line that makes it fail, since what goes over several lines (a quoted
 // string, a flow mapping) fails until it is closed; so it is searched by halves, and
-// again behind each such thing.
-func goodLines(lines [][]byte) int {
-	const longest = 100 // lines of one such thing
-	good, tried := 0, 0
-	for tried < len(lines) {
+// again behind each such thing, within bounds that keep a long document cheap.
+func goodLines(lines [][]byte) (good int) {
+	const things, longest = 10, 30 // how many of them, how many lines each
+	for range things {
 		bad := len(lines)
 		for good+1 < bad {
 			if middle := (good + bad) / 2; isYAML(lines[:middle]) {
@@ -150,15 +149,14 @@ func goodLines(lines [][]byte) int {
 				bad = middle
 			}
 		}
-		tried = bad
-		for end := bad + 1; end < min(len(lines), bad+longest); end++ {
-			if isYAML(lines[:end]) {
-				good, tried = end, end
-				break
+		closed := false
+		for end := bad + 1; end < min(len(lines), bad+longest) && !closed; end++ {
+			if closed = isYAML(lines[:end]); closed {
+				good = end
 			}
 		}
-		if tried == bad {
-			return good
+		if !closed {
+			break
 		}
 	}
 	return good

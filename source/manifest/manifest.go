@@ -23,6 +23,7 @@ package manifest
 import (
 	"cmp"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -119,14 +120,7 @@ func (p *parser) document(d *document) {
 // refuse records what is wrong with an object, each where its field stands.
 func (p *parser) refuse(it item, ref source.Ref, errs field.ErrorList) {
 	for _, err := range errs {
-		at := err.Field
-		if at == "<nil>" { // how the path of the whole object prints
-			at = ""
-		}
-		message := describe(err)
-		if at != "" {
-			message = at + ": " + message
-		}
+		at, message := describe(err)
 		p.problem(it, find(it.node, at), ref, message)
 	}
 }
@@ -165,11 +159,23 @@ func fault(path, message string) *field.Error {
 	return &field.Error{Type: field.ErrorTypeInvalid, Field: path, Detail: message, Origin: ours}
 }
 
-// describe leaves out what the API server says twice: "spec.x: Invalid value: 7:
-// spec.x in body should be …".
-func describe(err *field.Error) string {
-	if err.Origin == ours {
-		return err.Detail
+// inDetail is how the schema validator reports a failed oneOf or anyOf: the field is
+// not in Field.
+var inDetail = regexp.MustCompile(`^"([^"]+)" (must validate .*)$`)
+
+// describe returns an error's field and the message, "field: what is wrong". It
+// leaves out what the API server says twice ("spec.x: Invalid value: 7: spec.x in
+// body should be …").
+func describe(err *field.Error) (at, message string) {
+	at, message = err.Field, strings.ReplaceAll(err.ErrorBody(), err.Field+" in body ", "")
+	if m := inDetail.FindStringSubmatch(err.Detail); m != nil {
+		at, message = m[1], m[2]
 	}
-	return strings.ReplaceAll(err.ErrorBody(), err.Field+" in body ", "")
+	if err.Origin == ours {
+		message = err.Detail
+	}
+	if at == "" || at == "<nil>" { // the whole object
+		return "", message
+	}
+	return at, at + ": " + message
 }

@@ -190,24 +190,61 @@ func TestCRDs(t *testing.T) {
 
 // TestCRDsAreOfTheModules: crds/ is what scripts/crds copies.
 func TestCRDsAreOfTheModules(t *testing.T) {
-	for module, pattern := range map[string]string{
+	for name, pattern := range map[string]string{
 		"sigs.k8s.io/gateway-api":                     "config/crd/standard/gateway.networking.k8s.io_%s.yaml",
 		"sigs.k8s.io/gateway-api-inference-extension": "config/crd/bases/inference.networking.k8s.io_%s.yaml",
 	} {
-		dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", module).Output()
-		if err != nil {
-			t.Fatalf("go list: %v", err)
-		}
 		for _, info := range source.Kinds {
 			if crds[info.Kind] == nil || strings.Contains(pattern, "inference") != (info.Kind == source.KindInferencePool) {
 				continue
 			}
-			want, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(dir)), fmt.Sprintf(pattern, info.Resource)))
+			want, err := os.ReadFile(filepath.Join(module(t, name), fmt.Sprintf(pattern, info.Resource)))
 			if err != nil {
 				t.Fatal(err)
 			}
 			if got, _ := crdFiles.ReadFile(crds[info.Kind].file); !bytes.Equal(got, want) {
 				t.Errorf("the CRD of %s is not the module's: run make crds", info.Kind)
+			}
+		}
+	}
+}
+
+// module returns the directory of a Go module.
+func module(t *testing.T, name string) string {
+	t.Helper()
+	dir, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", name).Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return strings.TrimSpace(string(dir))
+}
+
+// TestExamples: Gateway API's own examples are good, and each of those that it has
+// for what must be refused is.
+func TestExamples(t *testing.T) {
+	gateway := module(t, "sigs.k8s.io/gateway-api")
+	for pattern, good := range map[string]bool{
+		"examples/standard/*.yaml":                true,
+		"examples/standard/*/*.yaml":              true,
+		"hack/invalid-examples/standard/*/*.yaml": false,
+	} {
+		files, err := filepath.Glob(filepath.Join(gateway, pattern))
+		if err != nil || len(files) < 15 {
+			t.Fatalf("%s: %d files, %v", pattern, len(files), err)
+		}
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := Parse(strings.TrimPrefix(file, gateway+"/"), text)
+			if good && len(r.Problems) > 0 {
+				t.Errorf("%v", r.Problems)
+			}
+			for _, o := range r.Objects {
+				if !good && o.Object != nil {
+					t.Errorf("%s: admitted, must be refused", o.Where)
+				}
 			}
 		}
 	}

@@ -56,6 +56,10 @@ func TestProblems(t *testing.T) {
 		{"required", "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec:\n  listeners: [{name: a, port: 80, protocol: HTTP}]\n", []string{"4:1 Gateway/default/g: spec.gatewayClassName: Required value"}},
 		{"range", "apiVersion: inference.networking.k8s.io/v1\nkind: InferencePool\nmetadata: {name: p}\nspec:\n  selector: {matchLabels: {a: b}}\n  targetPorts:\n  - number: 0\n", []string{"7:5 InferencePool/default/p: spec.targetPorts[0].number: Invalid value: 0: should be greater than or equal to 1"}},
 		{"CEL", head + "  rules: [{matches: [{path: {type: PathPrefix, value: a}}]}]\n", []string{`5:23 HTTPRoute/default/r: spec.rules[0].matches[0].path: Invalid value: value must be an absolute path and start with '/' when type one of ['Exact', 'PathPrefix']`}},
+		{"any of", "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec:\n  gatewayClassName: c\n  listeners: [{name: a, port: 80, protocol: HTTP}]\n  addresses:\n  - {value: 1.2.3}\n", []string{
+			"8:5 Gateway/default/g: spec.addresses[0]: must validate one and only one schema (oneOf). Found none valid",
+			`8:6 Gateway/default/g: spec.addresses[0].value: Invalid value: "1.2.3": must be of type ipv4: "1.2.3"`,
+			"8:6 Gateway/default/g: spec.addresses[0].value: must validate at least one schema (anyOf)"}},
 		{"list map", "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: g}\nspec:\n  gatewayClassName: c\n  listeners:\n  - {name: a, port: 80, protocol: HTTP}\n  - {name: a, port: 81, protocol: HTTP}\n", []string{`8:5 Gateway/default/g: spec.listeners[1]: Duplicate value: {"name":"a"}`}},
 		{"older version is validated", strings.Replace(head, "/v1", "/v1beta1", 1) + "  hostnames: [-a]\n", []string{"5:15 HTTPRoute/default/r: spec.hostnames[0]: Invalid value: …"}},
 		{"YAML 1.1 bool where a string is due", head + "  rules: [{matches: [{headers: [{name: a, value: yes}]}]}]\n", []string{`5:43 HTTPRoute/default/r: spec.rules[0].matches[0].headers[0].value: Invalid value: "boolean": must be of type string: "boolean"`}},
