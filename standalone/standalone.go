@@ -54,7 +54,7 @@ func Run(ctx context.Context, cfg Config) error {
 	xdsSocket := "unix:" + filepath.Join(tmp, "xds.sock")
 	extprocSocket := "unix:" + filepath.Join(tmp, "extproc.sock")
 
-	opt := translator.Options{ExtProc: extprocSocket, BindAddress: cfg.Bind, Ports: cfg.Ports}
+	opt := translator.Options{ExtProc: extprocSocket, BindAddress: cfg.Bind, Ports: cfg.Ports, OneHost: true}
 	book := status.NewBook(cfg.Logger.Named("status"), time.Now)
 	fleet := newFleet(fleetConfig{dir: tmp, binary: cfg.Envoy, xds: xdsSocket, drain: cfg.DrainTimeout, output: cfg.EnvoyOutput, log: cfg.Logger.Named("envoy")})
 	announcer := newAnnouncer(cfg.Stdout, opt)

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -168,6 +169,7 @@ func (t *tables) listenerRows(r *incr.Reads, o *gatewayv1.Gateway) []listenerRow
 		rows[i], accepted[i] = t.listener(o, &o.Spec.Listeners[i])
 	}
 	conflicted := conflicts(rows, accepted)
+	t.sharedPorts(r, o, rows, accepted)
 	for i := range rows {
 		rows[i].Valid = accepted[i].Status == metav1.ConditionTrue
 	}
@@ -183,6 +185,54 @@ func (t *tables) listenerRows(r *incr.Reads, o *gatewayv1.Gateway) []listenerRow
 		}
 	}
 	return rows
+}
+
+// sharedPorts refuses, where all Envoys run on one host, listeners whose port an earlier
+// Gateway's Envoy binds: with SO_REUSEPORT, which Envoy uses, both would bind it and the
+// kernel would deal the connections out between two Gateways. The older Gateway keeps
+// the port, then the first by namespace/name.
+func (t *tables) sharedPorts(r *incr.Reads, o *gatewayv1.Gateway, rows []listenerRow, accepted []metav1.Condition) {
+	if !t.opt.OneHost {
+		return
+	}
+	for i := range rows {
+		if !supportedProtocol(&rows[i]) {
+			continue
+		}
+		for _, k := range t.gatewaysByPort.Keys(r, portKey(rows[i].Bound)) {
+			other, _ := t.gateways.Get(r, k)
+			class, ok := t.gatewayClasses.Get(r, objectKey("", string(other.Spec.GatewayClassName)))
+			if ok && class.Spec.ControllerName == ControllerName && earlier(other, o) {
+				accepted[i] = listenerPortUnavailable.because(msgListenerPortTaken, rows[i].Bound, k)
+				break
+			}
+		}
+	}
+}
+
+// boundPorts returns the ports that a Gateway's Envoy binds.
+func (t *tables) boundPorts(_ key, o *gatewayv1.Gateway) []key {
+	var out []key
+	for _, l := range o.Spec.Listeners {
+		row := listenerRow{Port: l.Port, Bound: l.Port, Protocol: l.Protocol}
+		if bound, ok := t.opt.Ports[l.Port]; ok {
+			row.Bound = bound
+		}
+		if supportedProtocol(&row) {
+			out = append(out, portKey(row.Bound))
+		}
+	}
+	return unique(out)
+}
+
+func portKey(port int32) key { return key(strconv.Itoa(int(port))) }
+
+// earlier says whether a comes before b: by age, then by namespace/name.
+func earlier(a, b *gatewayv1.Gateway) bool {
+	if c := a.CreationTimestamp.Compare(b.CreationTimestamp.Time); c != 0 {
+		return c < 0
+	}
+	return objectKey(a.Namespace, a.Name) < objectKey(b.Namespace, b.Name)
 }
 
 // listener says what a listener means by itself, and whether it is accepted by itself.

@@ -155,6 +155,7 @@ const (
 	msgListenerSelector         = "allowedRoutes.namespaces.selector: %v."
 	msgListenerFrom             = "allowedRoutes.namespaces.from: %s is not supported; use Same, All or Selector."
 	msgListenerPort             = "port: %d is not a port number."
+	msgListenerPortTaken        = "Port %d of this host is bound for Gateway %s; give the listener another port, or map it to one."
 	msgListenerPortShared       = "Envoy would bind port %d for this listener and for %s, which has another port in the spec; map the ports apart."
 	msgListenerDistinct         = "No other listener has this port, protocol and hostname."
 	msgListenerHostnameConflict = "These listeners have the same port and hostname: %s. None of them is served; change or remove all but one."

@@ -37,6 +37,7 @@ type tables struct {
 	acks           *incr.Table[key, ackRow] // by Gateway
 
 	// Indexes of inputs.
+	gatewaysByPort     *incr.Index[key, key] // portKey(bound port)
 	grantsByNamespace  *incr.Index[key, key] // target's namespace
 	policiesByService  *incr.Index[key, key]
 	slicesByService    *incr.Index[key, key]
@@ -106,6 +107,7 @@ func (t *tables) inputs() {
 	t.configMaps = incr.Input[key](g, deepEqual[*corev1.ConfigMap])
 	t.acks = incr.Input[key](g, deepEqual[ackRow])
 
+	t.gatewaysByPort = incr.NewIndex(t.gateways, t.boundPorts)
 	t.grantsByNamespace = incr.NewIndex(t.grants, func(k key, _ *gatewayv1.ReferenceGrant) []key { ns, _ := splitKey(k); return []key{key(ns)} })
 	t.policiesByService = incr.NewIndex(t.tlsPolicies, policyTargets)
 	t.slicesByService = incr.NewIndex(t.slices, sliceService)

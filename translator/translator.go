@@ -53,6 +53,9 @@ type Options struct {
 	// Ports maps a listener's port to the port that Envoy binds for it; a port that
 	// is not in the map is bound as it is.
 	Ports map[int32]int32
+	// OneHost says that the Envoys of all Gateways run on one host, where a port can
+	// be one Gateway's only.
+	OneHost bool
 	// HoldLimit is how much of a request body may be held before its model is
 	// known, in bytes; 0 means DefaultHoldLimit.
 	HoldLimit uint32
