@@ -42,7 +42,7 @@ const (
 	msgRouteValue               = "%s: %v"
 	msgRouteRedirectAndRewrite  = "%s: RequestRedirect and URLRewrite cannot be combined"
 	msgRouteRedirectAndBackends = "%s: RequestRedirect and backendRefs cannot be combined"
-	msgRouteExtension           = "%s.filters[%d]: there are no filters of the kind %s (group %q)."
+	msgRouteExtension           = "%s.filters[%d]: there are no filters of the kind %s (group %q)"
 	msgRuleAnswers500           = "%s; requests that match the rule are answered 500."
 	msgRuleLeftOut              = "%s; the rule is left out."
 	// The spec wants the first words (RouteConditionPartiallyInvalid).
@@ -104,7 +104,7 @@ func (b *routeBuilder) resolvedRefs() metav1.Condition {
 	for _, c := range b.refs[1:] {
 		if !seen[c.Message] {
 			seen[c.Message] = true
-			out.Message += " " + c.Message
+			out.Message += "; " + c.Message
 		}
 	}
 	return out
