@@ -183,11 +183,16 @@ func merge(a, b []*entry) []*entry {
 // listAll makes the list of a model, or of none. What the base of the model is, each
 // route's own namespace says; the routes that are for the model know it.
 func listAll(model string, entries []*entry) []listed {
-	bases := map[string]string{}
+	var bases map[string]string // by namespace; mostly there are none
 	for _, e := range entries {
-		if i, ok := slices.BinarySearchFunc(e.Models, model, func(m modelName, name string) int { return strings.Compare(m.Name, name) }); ok {
-			bases[e.Namespace] = e.Models[i].Base
+		i, ok := slices.BinarySearchFunc(e.Models, model, func(m modelName, name string) int { return strings.Compare(m.Name, name) })
+		if !ok || e.Models[i].Base == "" {
+			continue
 		}
+		if bases == nil {
+			bases = map[string]string{}
+		}
+		bases[e.Namespace] = e.Models[i].Base
 	}
 	out := make([]listed, 0, len(entries)+len(catchAll))
 	for _, e := range entries {
