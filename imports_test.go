@@ -27,6 +27,7 @@ var rooms = map[string][]string{
 	"source":            {},
 	"source/manifest":   {"source"},
 	"source/dir":        {"source", "source/manifest"},
+	"source/kube":       {"source"},
 	"source/sourcetest": {"source"},
 	"translator":        {"extproc/contract", "source", "translator/incr", "xds"},
 	"translator/incr":   {},
