@@ -287,6 +287,17 @@ func BenchmarkRoute(b *testing.B) {
 	}
 }
 
+// BenchmarkEndpointSlice is a slice as large as Kubernetes makes them.
+func BenchmarkEndpointSlice(b *testing.B) {
+	text := "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: e}\naddressType: IPv4\nports: [{port: 8000}]\nendpoints:\n"
+	for i := range 100 {
+		text += fmt.Sprintf("- {addresses: [10.0.0.%d], conditions: {ready: true}, targetRef: {kind: Pod, name: p%d}}\n", i, i)
+	}
+	for b.Loop() {
+		parse(b, text)
+	}
+}
+
 // BenchmarkCRDs is what the first object of each kind costs together.
 func BenchmarkCRDs(b *testing.B) {
 	for b.Loop() {

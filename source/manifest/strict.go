@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"reflect"
 	"strings"
+	"sync"
 
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
@@ -69,16 +70,23 @@ func check(value any, t reflect.Type, path *field.Path, errs *field.ErrorList) {
 }
 
 func checkStruct(value map[string]any, t reflect.Type, path *field.Path, errs *field.ErrorList) {
-	known := map[string]reflect.Type{}
-	jsonFields(t, known)
+	known, ok := fieldsOf.Load(t)
+	if !ok {
+		fields := map[string]reflect.Type{}
+		jsonFields(t, fields)
+		known, _ = fieldsOf.LoadOrStore(t, fields)
+	}
 	for name, v := range value {
-		if ft, ok := known[name]; ok {
+		if ft, ok := known.(map[string]reflect.Type)[name]; ok {
 			check(v, ft, path.Child(name), errs)
 		} else {
 			*errs = append(*errs, unknownField(path.Child(name).String()))
 		}
 	}
 }
+
+// fieldsOf keeps jsonFields per struct type: reflect.Type → map[string]reflect.Type.
+var fieldsOf sync.Map
 
 func jsonFields(t reflect.Type, into map[string]reflect.Type) {
 	for i := range t.NumField() {
@@ -95,6 +103,9 @@ func jsonFields(t reflect.Type, into map[string]reflect.Type) {
 }
 
 func checkLeaf(value any, t reflect.Type, path *field.Path, errs *field.ErrorList) {
+	if reflect.TypeOf(value).Kind() == t.Kind() && t.Kind() != reflect.Slice {
+		return // a string for a string: most of all leaves
+	}
 	text, err := json.Marshal(value)
 	if err == nil {
 		err = json.Unmarshal(text, reflect.New(t).Interface())
