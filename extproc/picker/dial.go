@@ -20,8 +20,7 @@ import (
 )
 
 const (
-	idleAfter  = 5 * time.Minute // connections that no request uses are closed after this
-	maxMessage = 64 << 20        // largest message accepted from a picker, bytes
+	maxMessage = 64 << 20 // largest message accepted from a picker, bytes
 	// Fixed windows switch off grpc-go's bandwidth estimate, which would ping the picker.
 	streamWindow, connWindow = 1 << 20, 16 << 20
 )
@@ -35,9 +34,10 @@ type key struct {
 
 // remotes are the pickers that requests use, or used a while ago.
 type remotes struct {
-	log *zap.Logger
-	mu  sync.Mutex
-	m   map[key]*remote
+	log    *zap.Logger
+	timing timing
+	mu     sync.Mutex
+	m      map[key]*remote
 }
 
 // remote is one endpoint of a picker: its connection, and whether it lives.
@@ -46,6 +46,7 @@ type remote struct {
 	lastHeard atomic.Int64 // UnixNano
 
 	key      key
+	timing   timing
 	log      *zap.Logger
 	tls      *tls.Config // nil: plaintext
 	ping     func(context.Context) error
@@ -83,7 +84,7 @@ func (rs *remotes) get(endpoint string, p contract.Picker) (*remote, error) {
 		if err != nil {
 			return nil, err
 		}
-		r = newRemote(k, t, rs.log.With(zap.String("endpoint", endpoint), zap.String("pool", p.Pool)))
+		r = newRemote(k, t, rs.timing, rs.log.With(zap.String("endpoint", endpoint), zap.String("pool", p.Pool)))
 		rs.m[k] = r
 	}
 	r.users++
@@ -101,7 +102,7 @@ func (rs *remotes) put(r *remote) {
 		return
 	}
 	var t *time.Timer
-	t = time.AfterFunc(idleAfter, func() {
+	t = time.AfterFunc(rs.timing.idle, func() {
 		rs.mu.Lock()
 		gone := r.idle == t
 		if gone {
@@ -131,11 +132,11 @@ func (rs *remotes) close() {
 	}
 }
 
-func newRemote(k key, t *tls.Config, log *zap.Logger) *remote {
+func newRemote(k key, t *tls.Config, when timing, log *zap.Logger) *remote {
 	p := newProber(k.endpoint, t)
 	ctx, cancel := context.WithCancel(context.Background())
 	context.AfterFunc(ctx, p.close)
-	return &remote{key: k, log: log, tls: t, ping: p.ping, ctx: ctx, cancel: cancel, died: make(chan struct{})}
+	return &remote{key: k, timing: when, log: log, tls: t, ping: p.ping, ctx: ctx, cancel: cancel, died: make(chan struct{})}
 }
 
 // tlsConfig returns nil for plaintext.
@@ -233,7 +234,7 @@ func (r *remote) die(why string, err error) {
 	}
 	r.log.Warn("endpoint picker is out of use until it answers a probe", zap.String("why", why), zap.Error(err))
 	close(r.died)
-	r.startWatch(reviveEvery)
+	r.startWatch(r.timing.revive)
 }
 
 func (r *remote) close() {

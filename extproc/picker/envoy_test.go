@@ -61,6 +61,7 @@ type gateway struct {
 func newGateway(t testing.TB, c Config) *gateway {
 	t.Helper()
 	r := New(c)
+	r.remotes.timing.first, r.remotes.timing.interval, r.remotes.timing.timeout = 50*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
 	addr := listen(t, func(s extprocv3.ExternalProcessor_ProcessServer) error { return r.Serve(s) }, grpc.MaxRecvMsgSize(64<<20))
 	cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {

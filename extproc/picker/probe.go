@@ -8,14 +8,21 @@ import (
 	"time"
 )
 
-const (
-	probeFirst    = 250 * time.Millisecond // a request that waits this long has its picker probed
-	probeInterval = time.Second
-	probeTimeout  = time.Second
-	probeMisses   = 2                      // in a row: the picker is dead
-	reviveEvery   = 500 * time.Millisecond // how often a dead picker is probed
-	forgetAfter   = time.Minute            // unless nobody asked for it that long
-)
+// timing is when pickers are probed and connections closed.
+type timing struct {
+	first    time.Duration // a request that waits this long has its picker probed
+	interval time.Duration // from probe to probe
+	timeout  time.Duration // of one probe
+	revive   time.Duration // from probe to probe of a dead picker
+	forget   time.Duration // probing a dead picker ends when nobody asked for it this long
+	idle     time.Duration // a picker that nobody uses for this long is disconnected
+}
+
+var defaultTiming = timing{first: 250 * time.Millisecond, interval: time.Second, timeout: time.Second,
+	revive: 500 * time.Millisecond, forget: time.Minute, idle: 5 * time.Minute}
+
+// probeMisses in a row make a picker dead: 2.25 s after a request began to wait.
+const probeMisses = 2
 
 // probePath is answered by every gRPC server, whether it has a health service or not:
 // gRPC's own health check would call pickers dead that run without that service.
@@ -63,7 +70,7 @@ func (r *remote) wait() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.waiting++
-	r.startWatch(probeFirst)
+	r.startWatch(r.timing.first)
 }
 
 func (r *remote) waited() {
@@ -100,7 +107,7 @@ func (r *remote) watch(first time.Duration) {
 			return
 		}
 		begin := time.Now()
-		ctx, cancel := context.WithTimeout(r.ctx, probeTimeout)
+		ctx, cancel := context.WithTimeout(r.ctx, r.timing.timeout)
 		err := r.ping(ctx)
 		cancel()
 		switch {
@@ -112,9 +119,9 @@ func (r *remote) watch(first time.Duration) {
 				r.die("no answer to probes", err)
 			}
 		}
-		every := probeInterval
+		every := r.timing.interval
 		if r.dead.Load() {
-			every = reviveEvery
+			every = r.timing.revive
 		}
 		next.Reset(max(0, every-time.Since(begin)))
 	}
@@ -125,7 +132,7 @@ func (r *remote) watch(first time.Duration) {
 func (r *remote) stillWatched() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.waiting > 0 || r.dead.Load() && time.Since(r.asked) < forgetAfter {
+	if r.waiting > 0 || r.dead.Load() && time.Since(r.asked) < r.timing.forget {
 		return true
 	}
 	r.watching = false

@@ -80,7 +80,7 @@ func New(c Config) *Relay {
 	if c.StreamBudget == 0 {
 		c.StreamBudget = DefaultStreamBudget
 	}
-	r := &Relay{remotes: remotes{log: c.Logger, m: map[key]*remote{}}}
+	r := &Relay{remotes: remotes{log: c.Logger, timing: defaultTiming, m: map[key]*remote{}}}
 	r.budget.all, r.budget.perStream = c.BodyBudget, c.StreamBudget
 	// A picker that fails fails for every request: five lines a second say it.
 	r.log = c.Logger.WithOptions(zap.WrapCore(func(core zapcore.Core) zapcore.Core {
