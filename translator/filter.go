@@ -1,6 +1,7 @@
 package translator
 
 import (
+	"cmp"
 	"fmt"
 	"regexp"
 	"slices"
@@ -147,21 +148,22 @@ func redirect(f *gatewayv1.HTTPRequestRedirectFilter, m match, on place) (*route
 		return nil, fmt.Errorf("a redirect with status %d is not supported; use 301, 302, 303, 307 or 308", *f.StatusCode)
 	}
 	out.ResponseCode = code
+	own := "http"
+	if on.TLS {
+		own = "https"
+	}
 	scheme, port := strings.ToLower(ptr.Deref(f.Scheme, "")), int32(ptr.Deref(f.Port, 0))
 	switch scheme {
 	case "":
-		if scheme = "http"; on.TLS {
-			scheme = "https"
-		}
-		if port == 0 {
-			port = on.Port
-		}
+		scheme, port = own, cmp.Or(port, on.Port)
 	case "http", "https":
 		out.SchemeRewriteSpecifier = &routev3.RedirectAction_SchemeRedirect{SchemeRedirect: scheme}
+		port = cmp.Or(port, wellKnown[scheme])
 	default:
 		return nil, fmt.Errorf("a redirect to scheme %q is not supported; use http or https", scheme)
 	}
-	if port != wellKnown[scheme] {
+	// Where clients write the listener's port into Host, Envoy would keep it.
+	if port != wellKnown[scheme] || out.HostRedirect == "" && on.Port != wellKnown[own] {
 		out.PortRedirect = uint32(port)
 	}
 	if f.Path == nil {
