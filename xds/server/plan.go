@@ -22,7 +22,6 @@ type plan struct {
 	sotw  bool
 	kinds map[xds.Type]*kind
 	begun time.Time // when the stream joined its group; zero: nothing may be sent yet
-	asked time.Time // when the Envoy's first request came
 
 	// epoch counts the targets that this stream has seen. Every listener and route
 	// table that may be sent knows the epoch it was right for; a removal knows the

@@ -351,8 +351,15 @@ func TestSlowEnvoy(t *testing.T) {
 
 func TestGoneIsTold(t *testing.T) {
 	both(t, func(t *testing.T, delta bool) {
-		h, e := start(t, delta)
+		h, old := start(t, delta)
+		e := h.connect(delta, string(gw), nil) // the same Envoy again, its old stream not yet found dead
+		e.boot("a")
 		h.heard()
+		old.cancel()
+		<-old.err
+		if got := h.heard(); len(got) > 0 {
+			t.Errorf("heard %q although the Envoy is there", got)
+		}
 		e.cancel()
 		<-e.err
 		if got, want := h.heard(), []string{"prod/gw envoy-1 gone"}; !slices.Equal(got, want) {

@@ -256,15 +256,25 @@ func (s *Server) add(st *stream) {
 	s.metrics.clients.Set(float64(len(s.streams)))
 }
 
-func (s *Server) remove(st *stream) {
+// remove returns true if the group has lost the Envoy with that: an Envoy that came
+// again before its old stream was found dead is still there.
+func (s *Server) remove(st *stream) (lost bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.streams, st)
 	s.metrics.clients.Set(float64(len(s.streams)))
-	if g := s.groups[st.group]; g != nil {
-		delete(g.streams, st)
-		if g.size == 0 && len(g.streams) == 0 {
-			delete(s.groups, st.group)
+	g := s.groups[st.group]
+	if g == nil {
+		return false
+	}
+	delete(g.streams, st)
+	if g.size == 0 && len(g.streams) == 0 {
+		delete(s.groups, st.group)
+	}
+	for other := range g.streams {
+		if other.id() == st.id() {
+			return false
 		}
 	}
+	return true
 }

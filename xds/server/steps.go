@@ -104,6 +104,9 @@ func (p *plan) upsert(s step, k *kind, now time.Time) *response {
 		delete(k.dirty, it)
 		p.lag(it)
 	}
+	if len(k.dirty) == 0 {
+		k.dirty = map[*item]struct{}{} // an emptied map is as slow to walk as it was full
+	}
 	r := p.respond(k, f, items, nil)
 	if k.typ == xds.Cluster {
 		p.again(items)

@@ -95,13 +95,13 @@ func (st *stream) serve(protocol func() error) error {
 	err := protocol()
 	st.cancel()
 	<-done
-	st.server.remove(st)
+	lost := st.server.remove(st)
 
 	st.mu.Lock()
-	refused, group, node, log := st.refused, st.group, st.node, st.log
+	refused, group, log := st.refused, st.group, st.log
 	st.mu.Unlock()
-	if group != "" {
-		st.server.opt.OnAck(xds.Ack{Group: group, Node: node.GetId(), Gone: true})
+	if lost {
+		st.server.opt.OnAck(xds.Ack{Group: group, Node: st.id(), Gone: true})
 	}
 	if refused != nil {
 		err = refused
@@ -202,6 +202,13 @@ func (st *stream) joinable() *corev3.Node {
 		return nil
 	}
 	return st.node
+}
+
+// id returns node.id.
+func (st *stream) id() string {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.node.GetId()
 }
 
 // begin joins the stream to its group.

@@ -20,9 +20,6 @@ func (p *plan) subscribe(k *kind, s subscription, now time.Time) {
 	first := !k.asked
 	k.asked = true
 	p.review = true
-	if p.asked.IsZero() {
-		p.asked = now
-	}
 	if first {
 		p.holds(k, s.held)
 		k.owed = s.wildcard && len(s.held) == 0
