@@ -38,6 +38,7 @@ var rooms = map[string][]string{
 	"extproc/model":     {"extproc/contract"},
 	"extproc/picker":    {"extproc/contract"},
 	"status":            {"source", "translator"},
+	"status/kube":       {"source", "source/kube", "translator"},
 	"bootstrap":         {},
 	"demo":              {"demo/modelserver", "demo/picker", "source"},
 	"demo/modelserver":  {},
