@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
@@ -153,6 +154,9 @@ func (m *match) headerMatch(name string, h gatewayv1.HTTPHeaderMatch) error {
 	m.Precedence.Headers++
 	if err := checkHeaderName(name); err != nil {
 		return err
+	}
+	if !utf8.ValidString(h.Value) {
+		return fmt.Errorf("header %s: %q is not UTF-8", name, h.Value)
 	}
 	typ := ptr.Deref(h.Type, gatewayv1.HeaderMatchExact)
 	m.AnyModel = m.AnyModel || name == contract.HeaderModel || name == contract.HeaderBaseModel

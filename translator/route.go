@@ -103,6 +103,7 @@ func (t *tables) route(r *incr.Reads, k key, o *gatewayv1.HTTPRoute) (routeRow, 
 		b.rules = append(b.rules, b.rule(i))
 	}
 	row := routeRow{Ref: source.RefOf(o), Generation: o.Generation, Entries: map[key][]entry{}}
+	b.checkHostnames()
 	b.build(attachments)
 	for _, a := range attachments {
 		b.attach(&row, a)
@@ -110,6 +111,19 @@ func (t *tables) route(r *incr.Reads, k key, o *gatewayv1.HTTPRoute) (routeRow, 
 	b.use(&row)
 	row.Warnings = b.allWarnings()
 	return row, true
+}
+
+// checkHostnames leaves the whole route out if it has a hostname that Envoy would refuse:
+// to serve it on fewer hosts than it says, or without its hostname on all, is no better.
+func (b *routeBuilder) checkHostnames() {
+	for i, h := range b.route.Spec.Hostnames {
+		if !validHostname(strings.ToLower(string(h))) {
+			for j := range b.rules {
+				b.rules[j].drop(notSupported(msgRouteHostname, i, h))
+			}
+			return
+		}
+	}
 }
 
 // attach adds a parent and the entries for its listeners.

@@ -254,6 +254,8 @@ func TestProblems(t *testing.T) {
 		{"matches: [{path: {type: RegularExpression, value: '[a-z]{1,1000}'}}], " + toA, "UnsupportedValue", "too large", ""},
 		{"matches: [{path: {type: Exact, value: '/x?y'}}], " + toA, "UnsupportedValue", `"/x?y"`, ""},
 		{"matches: [{path: {type: Glob, value: /x}}], " + toA, "UnsupportedValue", `"Glob"`, ""},
+		{"matches: [{headers: [{name: x, type: Glob, value: x}]}], " + toA, "UnsupportedValue", `"Glob"`, ""},
+		{"matches: [{queryParams: [{name: x, type: Glob, value: x}]}], " + toA, "UnsupportedValue", `"Glob"`, ""},
 		{"matches: [{headers: [{name: 'a b', value: x}]}], " + toA, "UnsupportedValue", "is not a header name", ""},
 		{"matches: [{queryParams: [{name: q, type: RegularExpression, value: '('}]}], " + toA, "UnsupportedValue", "query parameter q", ""},
 		{"matches: [{headers: [{name: x, value: ok}]}, {headers: [{name: x, type: RegularExpression, value: '('}]}], " + toA, "UnsupportedValue", "rules[0].matches[1]", ""},
@@ -277,6 +279,16 @@ func TestProblems(t *testing.T) {
 		if got := destinations(routes["httproute/default/r/rule/1/match/0"]); got != "service/default/a/80" {
 			t.Errorf("rule %s: the rule beside it goes to %q", c.rule, got)
 		}
+	}
+}
+
+func TestBadHostname(t *testing.T) {
+	bad := strings.Replace(routeOf("r", toA), "spec:", "spec:\n  hostnames: [ok.example.com, a.*.com]", 1)
+	if got := routeConditions(t, bad); !strings.HasPrefix(got[0], "r Accepted=False/UnsupportedValue: hostnames[1]") {
+		t.Errorf("conditions %q", got)
+	}
+	if got := routesOf(t, bad); len(got) != 0 {
+		t.Errorf("routes %v", got)
 	}
 }
 

@@ -2,6 +2,7 @@ package translator
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -43,6 +44,7 @@ const (
 	msgRouteRedirectAndRewrite  = "%s: RequestRedirect and URLRewrite cannot be combined"
 	msgRouteRedirectAndBackends = "%s: RequestRedirect and backendRefs cannot be combined"
 	msgRouteExtension           = "%s.filters[%d]: there are no filters of the kind %s (group %q)"
+	msgRouteHostname            = "hostnames[%d]: %q is not a DNS name, or one after \"*.\""
 	msgRuleAnswers500           = "%s; requests that match the rule are answered 500."
 	msgRuleLeftOut              = "%s; the rule is left out."
 	// The spec wants the first words (RouteConditionPartiallyInvalid).
@@ -72,7 +74,10 @@ func (b *routeBuilder) accepted(a attachment) (accepted metav1.Condition, partia
 	}
 	for _, ru := range b.rules {
 		if ru.Problem != nil {
-			dropped, why = append(dropped, fmt.Sprint(ru.Index)), append(why, ru.consequence())
+			dropped = append(dropped, fmt.Sprint(ru.Index))
+			if c := ru.consequence(); !slices.Contains(why, c) {
+				why = append(why, c)
+			}
 		}
 	}
 	switch {

@@ -19,8 +19,9 @@
 //	acks.go      what Envoys answered
 //	route.go     HTTPRoute → entries of route tables, backends it uses, conditions
 //	match.go     one HTTPRoute match → an Envoy match and its precedence
-//	filter.go    HTTPRoute filters → Envoy route actions
-//	table.go     entries → RouteConfiguration
+//	filter.go    HTTPRoute filters → what they change; action.go: a rule → an Envoy route action
+//	table.go     entries → virtual hosts; catch.go: routes for what no rule matches
+//	splice.go    virtual hosts → the bytes of a RouteConfiguration
 //	models.go    ConfigMaps → which adapter has which base model
 //	backend.go   backendRef → Service's port or pool; grant.go: which may cross namespaces
 //	pool.go      InferencePool → its picker and how to call it; the pool's annotations
