@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
@@ -289,6 +290,19 @@ func TestBadHostname(t *testing.T) {
 	}
 	if got := routesOf(t, bad); len(got) != 0 {
 		t.Errorf("routes %v", got)
+	}
+}
+
+// TestMessagesAreBounded: the API server takes 32 KiB.
+func TestMessagesAreBounded(t *testing.T) {
+	rules := make([]string, 16)
+	for i := range rules {
+		rules[i] = "matches: [{headers: [{name: x, type: RegularExpression, value: '(" + strings.Repeat("ä", 2000) + fmt.Sprint(i) + "'}]}], " + toA
+	}
+	for _, c := range routeConditions(t, routeOf("r", rules...)) {
+		if len(c) > 16<<10 || !utf8.ValidString(c) {
+			t.Errorf("a message of %d bytes, UTF-8: %v", len(c), utf8.ValidString(c))
+		}
 	}
 }
 

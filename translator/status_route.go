@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -60,7 +61,25 @@ func (b *routeBuilder) conditions(a attachment) []metav1.Condition {
 	if partially != nil {
 		out = append(out, *partially)
 	}
+	for i := range out {
+		out[i].Message = bounded(out[i].Message)
+	}
 	return atGeneration(b.route.Generation, out...)
+}
+
+// maxMessage bounds a condition's message, in bytes: the API server refuses a status with
+// one of more than 32 KiB, and 16 rules can each quote 4 KiB of what a user has written.
+const maxMessage = 8 << 10
+
+func bounded(message string) string {
+	if len(message) <= maxMessage {
+		return message
+	}
+	cut := maxMessage
+	for !utf8.RuneStart(message[cut]) {
+		cut--
+	}
+	return message[:cut] + "…"
 }
 
 // accepted is False if the route attaches nowhere or no rule of it can be kept.
