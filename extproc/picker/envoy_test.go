@@ -155,6 +155,19 @@ type envoy struct {
 	eofOut bool // the end of the request body, or trailers, was sent
 }
 
+// open opens a stream as the pool's route says.
+func (g *gateway) open(t testing.TB, ctx context.Context, cfg contract.Picker) extprocv3.ExternalProcessor_ProcessClient {
+	t.Helper()
+	for _, kv := range cfg.Metadata() {
+		ctx = metadata.AppendToOutgoingContext(ctx, kv[0], kv[1])
+	}
+	stream, err := g.client.Process(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return stream
+}
+
 // do runs an exchange to its end.
 func (g *gateway) do(ctx context.Context, t testing.TB, cfg contract.Picker, x exchange) *outcome {
 	t.Helper()
@@ -166,17 +179,10 @@ func (g *gateway) do(ctx context.Context, t testing.TB, cfg contract.Picker, x e
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for _, kv := range cfg.Metadata() {
-		ctx = metadata.AppendToOutgoingContext(ctx, kv[0], kv[1])
-	}
-	stream, err := g.client.Process(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	e := &envoy{cfg: cfg, x: x, stream: stream}
+	e := &envoy{cfg: cfg, x: x, stream: g.open(t, ctx, cfg)}
 	var sender sync.WaitGroup
 	sender.Go(e.request)
-	err = e.replies(&sender)
+	err := e.replies(&sender)
 	cancel()
 	sender.Wait()
 	if err != nil {

@@ -32,7 +32,10 @@ type scripted struct {
 	endpoint string
 }
 
-var errOK = errors.New("end with OK")
+var (
+	errOK   = errors.New("end with OK")
+	errHang = errors.New("hang")
+)
 
 // phases in which replyTo is called, in order.
 const (
