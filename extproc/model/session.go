@@ -3,6 +3,7 @@ package model
 import (
 	"errors"
 	"io"
+	"strconv"
 
 	extprocfilter "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	"google.golang.org/grpc"
@@ -33,6 +34,7 @@ type session struct {
 	form      formScanner
 	scanner   scanner // &json or &form; nil: the body is not read
 	holdLimit int
+	length    int  // of the body by content-length; -1: unknown
 	total     int  // bytes of body received
 	chunks    int  // received and not answered
 	released  bool // the headers were answered, the body is being verified
@@ -41,7 +43,7 @@ type session struct {
 
 func (s *session) reset() {
 	s.request.release()
-	s.scanner, s.total, s.chunks, s.released, s.answer = nil, 0, 0, false, nil
+	s.scanner, s.length, s.total, s.chunks, s.released, s.answer = nil, 0, 0, 0, false, nil
 }
 
 // run serves the stream. A result comes without an error only after an answer.
@@ -63,6 +65,9 @@ func (s *session) run(stream grpc.ServerStream) (result, error) {
 		case bodyPhase:
 			s.total += s.request.bodyLen
 			s.chunks++
+			// Envoy often says in a message of its own that the body is over; by then
+			// a server that counts bytes would have had all of them.
+			s.request.end = s.request.end || s.total == s.length
 		case trailersPhase:
 			s.request.end = true
 		default:
@@ -108,6 +113,10 @@ func (s *session) checkSetup() error {
 // begin judges the headers; if they are all there is to judge, the answer is set.
 func (s *session) begin() (res result, answered bool) {
 	r := &s.request
+	s.length = -1
+	if n, err := strconv.Atoi(string(r.length)); err == nil {
+		s.length = n
+	}
 	if !hasBody(r.method) {
 		s.answer = untouched
 		return resultUnread, true

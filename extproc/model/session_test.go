@@ -217,6 +217,8 @@ func TestSession(t *testing.T) {
 			setModel + "m body 400:duplicate_model"},
 		{"long, malformed", "", requests{post(), body(`{"model":"m","a":"`+pad, false), body(`",`, false), body(`}`, true)}, setModel + "m body body 400:invalid_json"},
 		{"long, cut", "", requests{post(), body(`{"model":"m","a":"`+pad, false), body(`"`, true)}, setModel + "m body 400:invalid_json"},
+		{"long, cut by its length", "", requests{post("content-length", "79"), body(`{"model":"m","a":"`+pad, false), body(`"`, false)}, setModel + "m body 400:invalid_json"},
+		{"as long as it says", "", requests{post("content-length", "13"), body(`{"model":"m"}`, false)}, setModel + "m"},
 		{"long, cut by trailers", "", requests{post(), body(`{"model":"m","a":"`+pad, false), trailers()}, setModel + "m body 400:invalid_json"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

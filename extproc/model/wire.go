@@ -54,6 +54,7 @@ type request struct {
 	method        []byte
 	contentType   []byte
 	encoding      []byte // content-encoding
+	length        []byte // content-length
 	body          [][]byte
 	bodyLen       int
 
@@ -100,6 +101,7 @@ func (r *request) field() error {
 		return r.message(wireType, value, r.bodyMessage)
 	case requestTrailersField:
 		r.phase = trailersPhase
+		return r.message(wireType, value, r.skipField)
 	case observabilityModeField:
 		r.observability = value != 0
 	case protocolConfigField:
@@ -167,6 +169,10 @@ func (r *request) message(wireType protowire.Type, n uint64, read func(protowire
 	return nil
 }
 
+func (r *request) skipField(_ protowire.Number, wireType protowire.Type, value uint64) error {
+	return r.skip(wireType, value)
+}
+
 func (r *request) headersMessage(number protowire.Number, wireType protowire.Type, value uint64) error {
 	switch number {
 	case headersField:
@@ -182,7 +188,7 @@ func (r *request) headersMessage(number protowire.Number, wireType protowire.Typ
 	return r.skip(wireType, value)
 }
 
-// header reads one HeaderValue and keeps it if it is one of the three.
+// header reads one HeaderValue and keeps it if somebody reads it.
 func (r *request) header(wireType protowire.Type, n uint64) error {
 	var key, value []byte
 	err := r.message(wireType, n, func(number protowire.Number, wireType protowire.Type, n uint64) error {
@@ -208,6 +214,8 @@ func (r *request) header(wireType protowire.Type, n uint64) error {
 		r.contentType = join(r.contentType, value)
 	case "content-encoding":
 		r.encoding = join(r.encoding, value)
+	case "content-length":
+		r.length = join(r.length, value)
 	}
 	return err
 }
