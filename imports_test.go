@@ -23,7 +23,7 @@ const module = "signalbox.dev"
 var rooms = map[string][]string{
 	"cmd/signalbox":     {"*"},
 	"standalone":        {"*"},
-	"controlplane":      {"source", "status", "translator", "xds", "xds/server"},
+	"controlplane":      {"source", "source/kube", "status", "status/kube", "translator", "xds", "xds/server"},
 	"source":            {},
 	"source/manifest":   {"source"},
 	"source/dir":        {"source", "source/manifest"},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"time"
 
@@ -21,14 +22,17 @@ func newServe() *cobra.Command {
 		sources    []string
 		cfg        controlplane.ServeConfig
 		translated translationFlags
+		kube       kubeFlags
 		log        logFlags
 	)
 	cmd := &cobra.Command{
-		Use:     "serve --source dir:PATH",
-		Short:   "Run the control plane alone: Envoys connect over xDS",
-		Long:    `Runs the control plane alone. Envoys connect with what 'signalbox bootstrap' prints.`,
-		Example: `  signalbox serve --source dir:routes/ --xds 127.0.0.1:18000`,
-		Args:    usageArgs(cobra.NoArgs),
+		Use:   "serve --source dir:PATH|kube",
+		Short: "Run the control plane alone: Envoys connect over xDS",
+		Long: `Runs the control plane alone, on directories of YAML or on a Kubernetes cluster. Envoys
+connect with what 'signalbox bootstrap' prints.`,
+		Example: `  signalbox serve --source dir:routes/ --xds 127.0.0.1:18000
+  signalbox serve --source kube`,
+		Args: usageArgs(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if cfg.Logger, err = log.logger(); err != nil {
@@ -37,31 +41,35 @@ func newServe() *cobra.Command {
 			if cfg.Translation, err = translated.options(); err != nil {
 				return err
 			}
+			cfg.Registry = newRegistry()
+			cfg.Book = status.NewBook(cfg.Logger.Named("status"), time.Now)
+			if slices.Equal(sources, []string{"kube"}) {
+				return kube.serve(cmd.Context(), cfg)
+			}
 			var paths []string
 			for _, s := range sources {
 				path, ok := strings.CutPrefix(s, "dir:")
 				if !ok || path == "" {
-					return usagef("--source %q: want dir:PATH", s)
+					return usagef("--source %q: want dir:PATH (repeatable), or kube alone", s)
 				}
 				paths = append(paths, path)
 			}
 			if len(paths) == 0 {
 				return usagef("--source is needed, such as --source dir:routes/")
 			}
-			cfg.Registry = newRegistry()
 			cfg.Sources = []source.Source{dir.New(paths, cfg.Logger.Named("source"))}
-			cfg.Book = status.NewBook(cfg.Logger.Named("status"), time.Now)
 			cfg.Status = cfg.Book
 			return controlplane.Serve(cmd.Context(), cfg)
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVar(&sources, "source", nil, "where objects come from: dir:PATH (repeatable)")
+	f.StringArrayVar(&sources, "source", nil, "where objects come from: dir:PATH (repeatable), or kube")
 	f.StringVar(&cfg.XDS, "xds", "127.0.0.1:18000", "where to serve xDS, HOST:PORT or unix:PATH; plaintext, so keep it on loopback or a socket")
 	f.StringVar(&cfg.Admin, "admin", "127.0.0.1:18080", "where to serve health, metrics and /debug, HOST:PORT")
 	f.BoolVar(&cfg.PProf, "pprof", false, "serve /debug/pprof on the admin address")
 	translated.add(f)
 	f.StringVar(&translated.extproc, "extproc", "127.0.0.1:9004", "where Envoys find 'signalbox extproc', IP:PORT or unix:PATH")
+	kube.add(f)
 	log.add(f)
 	return cmd
 }
