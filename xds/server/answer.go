@@ -18,17 +18,16 @@ func (p *plan) answer(k *kind, nonce, words string, now time.Time) bool {
 	if i < 0 {
 		return false
 	}
-	answered := k.flights[i : i+1]
-	if p.sotw {
-		answered = k.flights[:i+1] // Envoy answers only the last of several (facts: envoy-routes §3)
-	}
 	entries := map[*item]entry{}
-	for _, f := range answered {
-		for _, e := range f.entries {
-			entries[e.it] = e
-		}
+	for _, e := range k.flights[i].entries {
+		entries[e.it] = e
 	}
-	k.flights = slices.Delete(k.flights, i+1-len(answered), i+1)
+	first := i
+	if p.sotw {
+		first = 0
+		p.skipped(k, k.flights[:i], entries)
+	}
+	k.flights = slices.Delete(k.flights, first, i+1)
 	p.review = true
 
 	good, bad := map[string]string{}, map[string]string{}
@@ -46,6 +45,27 @@ func (p *plan) answer(k *kind, nonce, words string, now time.Time) bool {
 	}
 	p.report(k, words, good, bad, now)
 	return true
+}
+
+// skipped handles responses that a state-of-the-world Envoy passed over: of several it
+// may answer only the last (facts: envoy-routes §3). Where a response is the whole
+// state, that answer is about all of it. Where it is a part, nobody knows what became
+// of the earlier parts, so they are sent again.
+func (p *plan) skipped(k *kind, flights []*flight, answered map[*item]entry) {
+	for _, f := range slices.Backward(flights) {
+		for _, e := range f.entries {
+			if _, ok := answered[e.it]; ok {
+				continue
+			}
+			if k.wildcard {
+				answered[e.it] = e
+			} else if e.it.sent == e.res {
+				e.it.sent = nil
+				k.touch(e.it)
+				p.lag(e.it)
+			}
+		}
+	}
 }
 
 // report tells an answer: as a refusal what Envoy's words are about, as an ACK the rest.

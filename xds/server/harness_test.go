@@ -368,6 +368,9 @@ func (e *envoy) apply(m message) {
 		e.versions[m.typ] = map[string]string{}
 	}
 	for name, a := range m.resources {
+		if m.typ != xds.Cluster && m.typ != xds.Listener && !e.names[m.typ][name] {
+			continue // it has unsubscribed meanwhile
+		}
 		_, e.has[m.typ][name] = show(a)
 		e.versions[m.typ][name] = m.versions[name]
 	}
@@ -375,6 +378,11 @@ func (e *envoy) apply(m message) {
 		delete(e.has[m.typ], name)
 		delete(e.versions[m.typ], name)
 	}
+}
+
+// answered: a state-of-the-world Envoy says a response's nonce with its answer at the
+// earliest; what it asks for before that has the nonce before.
+func (e *envoy) answered(m message) {
 	e.nonce[m.typ] = m.nonce
 	e.world[m.typ] = m.world
 }
@@ -393,11 +401,13 @@ func (e *envoy) holds(t xds.Type, want string) {
 
 func (e *envoy) ack(m message) {
 	e.t.Helper()
+	e.answered(m)
 	e.must(e.send(request{typ: m.typ, nonce: m.nonce}))
 }
 
 func (e *envoy) nack(m message, words string) {
 	e.t.Helper()
+	e.answered(m)
 	e.must(e.send(request{typ: m.typ, nonce: m.nonce, words: words}))
 }
 

@@ -82,6 +82,9 @@ func (m *model) receive(msg message) {
 		}
 		for name, a := range msg.resources {
 			_, clusters := show(a)
+			if !m.names[t][name] {
+				continue // it has unsubscribed meanwhile
+			}
 			if strings.Contains(clusters, badCluster) {
 				words = "missing ]: ["
 				if old, ok := before[name]; ok {

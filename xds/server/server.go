@@ -25,6 +25,10 @@
 // neither which stream asks nor what was refused. Start with steps.go.
 //
 // An EDS resource has the name of its cluster.
+//
+// One limit is the protocol's: a state-of-the-world Envoy that reconnects does not say
+// what it holds, and its first CDS answer takes away what the target lost while it was
+// away, before its routes have moved on. Delta has no such gap.
 package server
 
 import (
