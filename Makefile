@@ -52,7 +52,7 @@ crds: ## copy the official CRDs from their modules
 	./scripts/crds
 
 golden: ## rewrite the expected sections of the goldens
-	go test ./translator -run Golden -update
+	go test ./translator -run 'Golden|Incremental' -update
 
 bench: ## Go benchmarks
 	go test -run '^$$' -bench . -benchmem ./extproc/... ./translator/... ./xds/...
