@@ -122,7 +122,7 @@ func start(t *testing.T, drain time.Duration) *running {
 // held opens a stream that the server has taken up: a body that is released.
 func (r *running) held(t *testing.T) extprocv3.ExternalProcessor_ProcessClient {
 	t.Helper()
-	ctx := metadata.AppendToOutgoingContext(context.Background(), contract.KeyPart, contract.PartModel, contract.KeyHoldLimit, "8")
+	ctx := metadata.AppendToOutgoingContext(context.Background(), contract.KeyPart, contract.PartModel, contract.KeyHoldLimit, "12")
 	stream, err := extprocv3.NewExternalProcessorClient(r.conn).Process(ctx)
 	if err != nil {
 		t.Fatal(err)

@@ -146,7 +146,7 @@ func envoyPath(t *testing.T) string {
 	}
 	p, err := exec.LookPath("envoy")
 	if err != nil {
-		t.Fatal("no Envoy: run `make envoy`, or set ENVOY to the path of one")
+		t.Fatal("no Envoy: run `scripts/fetch-envoy 1.40.0`, or set ENVOY to the path of one")
 	}
 	return p
 }

@@ -6,7 +6,10 @@
 // (STREAMED with send_body_without_waiting_for_header_response), and holds the
 // request meanwhile. A session feeds the chunks to a scanner (jsonScanner or
 // formScanner) and answers the headers once, at the end of the object or form; then
-// the stream ends and Envoy passes on what it held, byte for byte.
+// the stream ends and Envoy passes on what it held, byte for byte. It does not wait
+// for the end of the body (Envoy does not tell of it if trailers follow); what comes
+// after the object in a later chunk passes unread: a parser that reads on refuses it,
+// one that does not has read the same object.
 //
 // A body longer than what Envoy can hold, whose model was seen by then, is released
 // and verified: the headers are answered, and each chunk once it was scanned. If a

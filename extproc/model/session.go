@@ -155,14 +155,14 @@ func (s *session) step(stream grpc.ServerStream) (res result, over bool, err err
 		return result(code), true, s.send(stream, unreadable[code])
 	case s.released:
 		return resultReleased, s.scanner.done(), s.passOn(stream)
-	case s.scanner.done() && s.scanner.modelOffset() > int64(s.holdLimit): // wherever Envoy cut its chunks
+	case !s.scanner.done() && s.total < s.holdLimit:
+		return "", false, nil
+	case s.scanner.model() == nil || s.scanner.modelOffset() > int64(s.holdLimit):
+		// Envoy would stop reading before the model comes, and both would wait. Where
+		// it happened to read further, the verdict is the same.
 		return result(contract.BodyTooLarge), true, s.send(stream, unreadable[contract.BodyTooLarge])
 	case s.scanner.done():
 		return resultModel, true, s.send(stream, route(s.scanner.model()))
-	case s.total < s.holdLimit:
-		return "", false, nil
-	case s.scanner.model() == nil: // Envoy would stop reading, and both would wait
-		return result(contract.BodyTooLarge), true, s.send(stream, unreadable[contract.BodyTooLarge])
 	}
 	s.released = true
 	if err := s.send(stream, route(s.scanner.model())); err != nil {

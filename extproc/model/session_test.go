@@ -162,17 +162,33 @@ const (
 	setError = "set:" + contract.HeaderModelError + "="
 )
 
-func TestSession(t *testing.T) {
+type requests = []*extprocv3.ProcessingRequest
+
+func post(nv ...string) *extprocv3.ProcessingRequest { return headers(false, "POST", nv...) }
+
+// sessionCase is what is sent in one stream, and what is answered to it in words.
+type sessionCase struct {
+	name  string
+	limit string // hold limit in the initial metadata; "": the server's, 64
+	in    requests
+	want  string
+}
+
+func runSessions(t *testing.T, cases []sessionCase) {
+	t.Helper()
 	b := startServer(t, extproc.Config{HoldLimit: 64})
-	type requests = []*extprocv3.ProcessingRequest
-	post := func(nv ...string) *extprocv3.ProcessingRequest { return headers(false, "POST", nv...) }
-	pad := strings.Repeat("x", 60)
-	for _, c := range []struct {
-		name  string
-		limit string
-		in    requests
-		want  string
-	}{
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			answers, err := exchange(b.open(t.Context(), t, c.limit), c.in...)
+			if got := words(t, answers); got != c.want || err != nil {
+				t.Errorf("answers %q, error %v; want %q", got, err, c.want)
+			}
+		})
+	}
+}
+
+func TestSession(t *testing.T) {
+	runSessions(t, []sessionCase{
 		{"GET", "", requests{headers(true, "GET")}, "none"},
 		{"GET with a body", "", requests{headers(false, "GET"), body(`{"model":"m"}`, true)}, "none"},
 		{"DELETE", "", requests{headers(true, "DELETE")}, "none"},
@@ -190,6 +206,16 @@ func TestSession(t *testing.T) {
 		{"cut by trailers", "", requests{post(), body(`{"model":"m"`, false), trailers()}, setError + "invalid_json"},
 		{"trailers alone", "", requests{post(), trailers()}, setError + "missing_model"},
 		{"two models", "", requests{post(), body(`{"model":"m","model":"n"}`, true)}, setError + "duplicate_model"},
+		{"other type", "", requests{post("content-type", "text/plain")}, setError + "invalid_content_type"},
+		{"two types", "", requests{post("content-type", "application/json", "content-type", "text/plain")}, setError + "invalid_content_type"},
+		{"identity", "", requests{post("content-encoding", "identity"), body(`{"model":"m"}`, true)}, setModel + "m"},
+		{"gzip", "", requests{post("content-encoding", "gzip")}, setError + "unsupported_content_encoding"},
+		{"gzip too", "", requests{post("content-encoding", "identity", "content-encoding", "gzip")}, setError + "unsupported_content_encoding"},
+	})
+}
+
+func TestSessionForm(t *testing.T) {
+	runSessions(t, []sessionCase{
 		{"form", "", requests{post("content-type", "multipart/form-data; boundary=b"), body("--b\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--b--", true)},
 			setModel + "m"},
 		{"form, too long", "20", requests{post("content-type", "multipart/form-data; boundary=b"), body("--b\r\nContent-Disposition: form", false)},
@@ -197,15 +223,16 @@ func TestSession(t *testing.T) {
 		{"form, long, model first", "60", requests{post("content-type", "multipart/form-data; boundary=b"),
 			body("--b\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--b\r\n", false), body("Content-Disposition: form-data; name=file\r\n\r\n", false), body("data\r\n--b--", true)},
 			setModel + "m body body body"},
-		{"form, long, another model", "50", requests{post("content-type", "multipart/form-data; boundary=b"),
+		{"form, long, another model", "57", requests{post("content-type", "multipart/form-data; boundary=b"),
 			body("--b\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--b\r\n", false), body("Content-Disposition: form-data; name=model\r\n\r\nn\r\n--b--", true)},
 			setModel + "m body 400:duplicate_model"},
-		{"other type", "", requests{post("content-type", "text/plain")}, setError + "invalid_content_type"},
-		{"two types", "", requests{post("content-type", "application/json", "content-type", "text/plain")}, setError + "invalid_content_type"},
-		{"identity", "", requests{post("content-encoding", "identity"), body(`{"model":"m"}`, true)}, setModel + "m"},
-		{"gzip", "", requests{post("content-encoding", "gzip")}, setError + "unsupported_content_encoding"},
-		{"gzip too", "", requests{post("content-encoding", "identity", "content-encoding", "gzip")}, setError + "unsupported_content_encoding"},
+	})
+}
 
+// TestSessionLong: bodies beyond the hold limit are released and verified, or refused.
+func TestSessionLong(t *testing.T) {
+	pad := strings.Repeat("x", 60)
+	runSessions(t, []sessionCase{
 		{"long, model first", "", requests{post(), body(`{"model":"m",`, false), body(`"a":"`+pad, false), body("x", false), body(`"}`, true)},
 			setModel + "m body body body body"},
 		{"long, in one message", "", requests{post(), body(`{"model":"m","a":"`+pad+`"}`, true)}, setModel + "m"},
@@ -220,14 +247,8 @@ func TestSession(t *testing.T) {
 		{"long, cut by its length", "", requests{post("content-length", "79"), body(`{"model":"m","a":"`+pad, false), body(`"`, false)}, setModel + "m body 400:invalid_json"},
 		{"as long as it says", "", requests{post("content-length", "13"), body(`{"model":"m"}`, false)}, setModel + "m"},
 		{"long, cut by trailers", "", requests{post(), body(`{"model":"m","a":"`+pad, false), trailers()}, setModel + "m body 400:invalid_json"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			answers, err := exchange(b.open(t.Context(), t, c.limit), c.in...)
-			if got := words(t, answers); got != c.want || err != nil {
-				t.Errorf("answers %q, error %v; want %q", got, err, c.want)
-			}
-		})
-	}
+		{"a model beyond the limit that came with it", "", requests{post(), body(`{"a":"`+pad+`","model":"m",`, false), body(`"b":1}`, true)}, setError + "body_too_large"},
+	})
 }
 
 // TestSetup: what is wrong with Envoy's configuration is said, and fails closed.
