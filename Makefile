@@ -18,7 +18,7 @@ FUZZTIME ?= 20s
 # Packages with goroutines: their tests run under the race detector.
 RACE := ./controlplane/... ./demo/... ./extproc/... ./source/... ./standalone/... ./status/... ./xds/...
 
-.PHONY: help demo test build unit race fuzz lint e2e crds bench golden clean
+.PHONY: help demo test build unit race fuzz lint e2e envoy crds bench golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,8 @@ lint: $(BIN)/golangci-lint ## gofmt, go vet, golangci-lint
 
 e2e: build $(ENVOY) ## the real thing: real Envoy, extractor and pickers, through the front door
 	SIGNALBOX=$(abspath $(BIN))/signalbox go test -count=1 -timeout 15m ./e2e/...
+
+envoy: $(ENVOY) ## fetch Envoy, unless there is one
 
 crds: ## copy the official CRDs from their modules
 	./scripts/crds
