@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +36,10 @@ func binary(t testing.TB, variable string) string {
 	path := os.Getenv(variable)
 	if path == "" {
 		t.Fatalf("%s is not set: run these tests with `make e2e`", variable)
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
@@ -209,7 +215,7 @@ func post(ctx context.Context, url, contentType string, body []byte, header ...s
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Add(header[i], header[i+1])
 	}
-	return do(http.DefaultClient, req)
+	return do(sharedClient, req)
 }
 
 // get sends a GET.
@@ -221,9 +227,28 @@ func get(ctx context.Context, url string, header ...string) answer {
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Add(header[i], header[i+1])
 	}
-	return do(http.DefaultClient, req)
+	return do(sharedClient, req)
 }
 
+// sharedClient speaks HTTP/1.1 and keeps its connections, so that many requests at a
+// time do not use up the machine's ports.
+var sharedClient = &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 256, DisableCompression: true}}
+
+// protocols are what clients speak to Envoy. Tests that are about what is on the wire
+// run with each of them.
+var protocols = []string{"HTTP/1.1", "h2c"}
+
+// newClient returns a client of its own connections that speaks one of the protocols:
+// HTTP/1.1, or HTTP/2 without TLS and without an upgrade (prior knowledge).
+func newClient(t testing.TB, protocol string) *http.Client {
+	tr := &http.Transport{MaxIdleConnsPerHost: 64, DisableCompression: true, ExpectContinueTimeout: patience, Protocols: new(http.Protocols)}
+	tr.Protocols.SetHTTP1(protocol == "HTTP/1.1")
+	tr.Protocols.SetUnencryptedHTTP2(protocol == "h2c")
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+}
+
+// do sends a request and reads the whole answer.
 func do(client *http.Client, req *http.Request) answer {
 	resp, err := client.Do(req)
 	if err != nil {
@@ -239,16 +264,29 @@ func chat(model string) []byte {
 	return fmt.Appendf(nil, `{"model":%q,"messages":[{"role":"user","content":"hello"}],"max_tokens":5}`, model)
 }
 
-// freePort returns a TCP port of 127.0.0.1 that nobody uses now.
+// freePort returns a TCP port of 127.0.0.1 that nobody uses now, for a process that is
+// started next. It is below the range from which systems take the ports of outgoing
+// connections and of listeners that do not care, so that none of those takes it before.
 func freePort(t testing.TB) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, count = 10_000, 20_000
+	for range count {
+		port := first + int(nextPort.Add(1))%count
+		if l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatal("no free port on 127.0.0.1")
+	return 0
 }
+
+// nextPort starts anywhere, so that two runs at a time do not meet.
+var nextPort = func() *atomic.Uint32 {
+	var n atomic.Uint32
+	n.Store(rand.Uint32N(1 << 16))
+	return &n
+}()
 
 // lockedBuffer collects output of several writers.
 type lockedBuffer struct {

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -12,6 +13,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"signalbox.dev/demo/picker"
 )
 
 // pod is a backend of the test's own: it says who it is, and the length and digest of
@@ -22,6 +25,7 @@ type pod struct {
 	Requests atomic.Int64
 	// Partial counts requests whose body ended in an error: half a body.
 	Partial atomic.Int64
+	handle  http.HandlerFunc // nil: as received says
 }
 
 // received is what a pod answers with, as JSON, to every request but those below
@@ -40,11 +44,17 @@ type received struct {
 // startPod serves HTTP/1 and h2c on a free port of the address 127.0.0.1.
 func startPod(t testing.TB, name string) *pod {
 	t.Helper()
+	return startPodWith(t, name, nil)
+}
+
+// startPodWith starts a pod that answers by handle.
+func startPodWith(t testing.TB, name string, handle http.HandlerFunc) *pod {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &pod{Name: name, Address: l.Addr().String()}
+	p := &pod{Name: name, Address: l.Addr().String(), handle: handle}
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true)
@@ -58,8 +68,16 @@ func startPod(t testing.TB, name string) *pod {
 func (p *pod) Port() string { return p.Address[strings.LastIndexByte(p.Address, ':')+1:] }
 
 func (p *pod) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method == http.MethodGet && r.URL.Path == "/metrics" { // a picker looks
+		fmt.Fprint(w, "vllm:num_requests_running 0\nvllm:num_requests_waiting 0\n")
+		return
+	}
 	p.Requests.Add(1)
 	w.Header().Set("X-Pod", p.Name)
+	if p.handle != nil {
+		p.handle(w, r)
+		return
+	}
 	hash := sha256.New()
 	n, err := io.Copy(hash, r.Body)
 	if err != nil {
@@ -131,6 +149,116 @@ spec:
   gatewayClassName: signalbox
   listeners: [{name: http, port: 80, protocol: HTTP}]
 `
+
+// startPicker runs an endpoint picker for the pods, TLS with a certificate of its own
+// making, as pickers ship. It returns its address.
+func startPicker(t testing.TB, name string, pods ...*pod) string {
+	t.Helper()
+	var addresses []string
+	for _, p := range pods {
+		addresses = append(addresses, p.Address)
+	}
+	endpoints, err := picker.NewEndpoints(addresses...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := picker.New(picker.Config{Name: name, Endpoints: endpoints, ScrapeInterval: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error, 1)
+	go func() { served <- p.Serve(ctx, l) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Errorf("picker %s: %v", name, err)
+		}
+	})
+	return l.Addr().String()
+}
+
+// yamlPool is an InferencePool default/NAME of the pods. With the address of a picker
+// it has one, and no request is served without a pick; with "" it has none.
+func yamlPool(name, pickerAddress string, pods ...*pod) string {
+	var addresses []string
+	for _, p := range pods {
+		addresses = append(addresses, p.Address)
+	}
+	pool := fmt.Sprintf(`---
+apiVersion: inference.networking.k8s.io/v1
+kind: InferencePool
+metadata: {name: %[1]s, namespace: default}
+spec:
+  selector: {matchLabels: {app: %[1]s}}
+  targetPorts: [{number: 8000}]
+`, name)
+	if pickerAddress != "" {
+		pool += fmt.Sprintf(`  endpointPickerRef: {name: %[1]s-epp, port: {number: 9002}, failureMode: FailClose}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: %[1]s-epp, namespace: default}
+spec:
+  ports: [{name: http, port: 9002}]
+`, name) + yamlSlice(name+"-epp", "kubernetes.io/service-name: "+name+"-epp", pickerAddress)
+	}
+	return pool + yamlSlice(name, "app: "+name, addresses...)
+}
+
+// yamlService is a Service default/NAME, port 80, of the pods.
+func yamlService(name string, pods ...*pod) string {
+	var addresses []string
+	for _, p := range pods {
+		addresses = append(addresses, p.Address)
+	}
+	return fmt.Sprintf(`---
+apiVersion: v1
+kind: Service
+metadata: {name: %s, namespace: default}
+spec:
+  ports: [{name: http, port: 80}]
+`, name) + yamlSlice(name, "kubernetes.io/service-name: "+name, addresses...)
+}
+
+// yamlRoute is an HTTPRoute default/NAME on Gateway default/gw. Each rule is the YAML
+// of one, in flow style.
+func yamlRoute(name string, rules ...string) string {
+	return fmt.Sprintf(`---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: %s, namespace: default}
+spec:
+  parentRefs: [{name: gw}]
+  rules:
+  - %s
+`, name, strings.Join(rules, "\n  - "))
+}
+
+// What rules are made of, in flow style.
+func toPool(name string) string {
+	return fmt.Sprintf("backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: %s}]", name)
+}
+
+func toService(name string) string {
+	return fmt.Sprintf("backendRefs: [{name: %s, port: 80}]", name)
+}
+
+func onModel(name string) string {
+	return fmt.Sprintf("{headers: [{name: X-Gateway-Model-Name, value: %q}]}", name)
+}
+
+func onPath(prefix string) string {
+	return fmt.Sprintf("{path: {type: PathPrefix, value: %q}}", prefix)
+}
+
+func rule(backend string, matches ...string) string {
+	return fmt.Sprintf("{matches: [%s], %s}", strings.Join(matches, ", "), backend)
+}
 
 // yamlSlice is an EndpointSlice of pods, which may each have a port of its own only if
 // there is one pod: an EndpointSlice has one list of ports. label is "key: value".
