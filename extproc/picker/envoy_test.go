@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -23,7 +24,13 @@ import (
 	"signalbox.dev/extproc/contract"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if endpoint := os.Getenv(childPicker); endpoint != "" {
+		beChild(endpoint)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // processor serves one side of ext_proc with a function.
 type processor struct {

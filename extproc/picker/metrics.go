@@ -32,6 +32,7 @@ const (
 	reasonGarbage reason = "bad_message"
 	reasonNoPick  reason = "no_pick"
 	reasonTimeout reason = "pick_timeout"
+	reasonSlow    reason = "slow_response"
 	reasonBudget  reason = "body_budget"
 	reasonConfig  reason = "bad_tls_config"
 )

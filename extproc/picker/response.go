@@ -75,6 +75,11 @@ func (p *response) awaited() bool {
 	return p.begun() && !p.done && (!p.answered || len(p.marks) > 0 || p.body.unsent() || p.body.sentEOF)
 }
 
+// owed reports whether the answer is one that takes no thought, nor more of the body.
+func (p *response) owed() bool {
+	return p.sent && !p.done && (!p.answered || p.body.sentEOF)
+}
+
 // answeredHeaders takes the picker's answer to the response headers.
 func (s *stream) answeredHeaders(m *toEnvoy, r *extprocv3.CommonResponse) error {
 	p := &s.resp

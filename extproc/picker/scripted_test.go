@@ -8,8 +8,11 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 
 	"signalbox.dev/extproc/contract"
@@ -79,10 +82,31 @@ type scriptedStream struct {
 }
 
 func (x *scriptedStream) hook(phase string) error {
+	if kind, at, _ := strings.Cut(x.headers.first("x-fault"), "@"); at == phase {
+		return x.asked(kind)
+	}
 	if x.p.replyTo == nil {
 		return nil
 	}
 	return x.p.replyTo(x.s, phase)
+}
+
+// asked does what the header x-fault says: kind@phase.
+func (x *scriptedStream) asked(kind string) error {
+	switch kind {
+	case "error":
+		return status.Error(codes.Internal, "test fault")
+	case "close":
+		return errOK
+	case "garbage":
+		_ = x.s.Send(requestSide.body(&extprocv3.BodyResponse{}))
+	case "shed":
+		_ = x.s.Send(&toEnvoy{Response: &extprocv3.ProcessingResponse_ImmediateResponse{ImmediateResponse: &extprocv3.ImmediateResponse{
+			Status: &typev3.HttpStatus{Code: 429}, Body: []byte("saturated"), Headers: again(nil, map[string]string{"x-dropped": "sheddable"})}}})
+		return errOK
+	}
+	<-x.s.Context().Done() // think
+	return errOK
 }
 
 func (x *scriptedStream) take(m *fromEnvoy) error {

@@ -10,7 +10,6 @@ import (
 
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"go.uber.org/zap"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"signalbox.dev/extproc/contract"
@@ -19,6 +18,10 @@ import (
 const (
 	maxAttempts = 3       // endpoints of a picker that one request asks
 	outWindow   = 1 << 20 // body bytes on their way to Envoy above which nothing more is read
+
+	// slowResponse is how long a picker may take over the headers, or over the end, of a
+	// response. There is nothing to think about.
+	slowResponse = 5 * time.Second
 )
 
 // stream is one HTTP exchange. Only the goroutine in run touches it.
@@ -41,6 +44,7 @@ type stream struct {
 	outBytes int
 	lease    lease
 	overdue  <-chan time.Time // fires when picking has taken too long
+	slow     <-chan time.Time // fires when the picker should have let go of the response
 
 	counted bool  // the result is in the metrics
 	ended   bool  // nothing is read any more; run returns when out is empty
@@ -91,6 +95,9 @@ func (s *stream) run() error {
 		case <-s.overdue:
 			s.overdue = nil
 			s.giveUp(reasonTimeout, errors.New("it took longer to pick than the pool allows"))
+		case <-s.slow:
+			s.slow = nil
+			s.giveUp(reasonSlow, errors.New("it holds up the response"))
 		case <-s.ctx.Done():
 			return status.FromContextError(s.ctx.Err()).Err()
 		}
@@ -113,6 +120,11 @@ func (s *stream) settle() {
 	}
 	if s.at == nil || s.req.done {
 		s.overdue = nil
+	}
+	if s.at == nil || !s.resp.owed() {
+		s.slow = nil
+	} else if s.slow == nil {
+		s.slow = time.After(slowResponse)
 	}
 	if s.at == nil {
 		return
@@ -200,6 +212,7 @@ func (s *stream) fromPicker(m *toEnvoy, ok bool) {
 		}
 		return
 	}
+	s.slow = nil
 	if err := s.accept(m); err != nil {
 		s.giveUp(reasonGarbage, err)
 	}
@@ -317,7 +330,7 @@ func (s *stream) giveUp(why reason, err error) {
 		zap.Bool("response", s.resp.begun()), zap.Error(err))
 	s.letGo()
 	if s.resp.begun() && !s.passResponse() {
-		s.fail("endpoint picker failed after it had changed a part of the response")
+		s.cut("endpoint picker failed after it had changed a part of the response")
 		return
 	}
 	if s.req.headers == nil || s.req.done {
@@ -331,7 +344,7 @@ func (s *stream) giveUp(why reason, err error) {
 		s.count(resultFailOpen)
 		s.passRequest()
 	case s.resp.begun():
-		s.fail("endpoint picker failed before the end of the request")
+		s.cut("endpoint picker failed before the end of the request")
 	default:
 		s.refuse(why)
 	}
@@ -350,12 +363,15 @@ func (s *stream) refuse(why reason) {
 	s.ended = true
 }
 
-// fail ends the stream with an error: Envoy resets what it has begun, so that nobody takes
-// it for complete.
-func (s *stream) fail(why string) {
+// cut ends an exchange whose response has begun: Envoy resets it, so that nobody takes
+// what has arrived for complete. An error of the stream would not do: with
+// failure_mode_allow Envoy ends the body as if it were whole.
+func (s *stream) cut(why string) {
+	s.log.Debug("exchange cut", zap.String("why", why))
 	s.count(resultCut)
 	s.req.done = true
-	s.ended, s.err = true, status.Error(codes.Aborted, why)
+	s.queue(unavailable("cut", s.req.grpc))
+	s.ended = true
 }
 
 // count puts the result of asking into the metrics, once.
