@@ -25,6 +25,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"signalbox.dev/source"
 )
 
 // patience is how long a test waits for something that should happen at once.
@@ -62,6 +64,7 @@ type boxOptions struct {
 	Listeners []int    // listener ports to bind; default 80
 	Ready     int      // ready lines to wait for; default len(Listeners)
 	Args      []string // more arguments
+	Problems  bool     // the files may have problems at the start
 }
 
 // startBox writes files (name → YAML) into a folder, runs signalbox on it and waits
@@ -108,6 +111,9 @@ func startBox(t testing.TB, files map[string]string, o boxOptions) *box {
 	}()
 	for range o.Ready {
 		b.waitReady()
+	}
+	if p := b.problems(); len(p) > 0 && !o.Problems {
+		t.Fatalf("the test's own YAML is wrong: %v", p)
 	}
 	return b
 }
@@ -179,6 +185,14 @@ func (b *box) adminJSON(path string, into any) {
 	if err := json.Unmarshal(body, into); err != nil {
 		b.t.Fatalf("GET %s: %v\n%s", path, err, body)
 	}
+}
+
+// problems returns what signalbox cannot read now.
+func (b *box) problems() []source.Problem {
+	b.t.Helper()
+	var page struct{ Problems []source.Problem }
+	b.adminJSON("/debug/status", &page)
+	return page.Problems
 }
 
 // waitFor polls until done says true: for what is visible only from the outside.

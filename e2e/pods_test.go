@@ -126,14 +126,23 @@ func (p *pod) stream(w http.ResponseWriter, r *http.Request) {
 // decode reads what a pod answered.
 func (a answer) decode(t testing.TB) received {
 	t.Helper()
-	var r received
-	if a.Err != nil || a.Status != 200 {
-		t.Fatalf("want 200 from a pod, got %d %v\n%s", a.Status, a.Err, a.Body)
-	}
-	if err := json.Unmarshal([]byte(a.Body), &r); err != nil {
-		t.Fatalf("not a pod's answer: %v\n%s", err, a.Body)
+	r, err := a.parse()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return r
+}
+
+// parse is decode for goroutines that are not the test's own.
+func (a answer) parse() (received, error) {
+	var r received
+	if a.Err != nil || a.Status != 200 {
+		return r, fmt.Errorf("want 200 from a pod, got %d %v\n%s", a.Status, a.Err, a.Body)
+	}
+	if err := json.Unmarshal([]byte(a.Body), &r); err != nil {
+		return r, fmt.Errorf("not a pod's answer: %w\n%s", err, a.Body)
+	}
+	return r, nil
 }
 
 // yamlGateway is a GatewayClass and a Gateway default/gw with one HTTP listener on 80.
@@ -185,6 +194,11 @@ func startPicker(t testing.TB, name string, pods ...*pod) string {
 // yamlPool is an InferencePool default/NAME of the pods. With the address of a picker
 // it has one, and no request is served without a pick; with "" it has none.
 func yamlPool(name, pickerAddress string, pods ...*pod) string {
+	return yamlPoolOf("", name, pickerAddress, pods...)
+}
+
+// yamlPoolOf is yamlPool with more lines of the spec, in flow style: "appProtocol: …".
+func yamlPoolOf(spec, name, pickerAddress string, pods ...*pod) string {
 	var addresses []string
 	for _, p := range pods {
 		addresses = append(addresses, p.Address)
@@ -196,7 +210,8 @@ metadata: {name: %[1]s, namespace: default}
 spec:
   selector: {matchLabels: {app: %[1]s}}
   targetPorts: [{number: 8000}]
-`, name)
+  %[2]s
+`, name, spec)
 	if pickerAddress != "" {
 		pool += fmt.Sprintf(`  endpointPickerRef: {name: %[1]s-epp, port: {number: 9002}, failureMode: FailClose}
 ---
@@ -207,7 +222,7 @@ spec:
   ports: [{name: http, port: 9002}]
 `, name) + yamlSlice(name+"-epp", "kubernetes.io/service-name: "+name+"-epp", pickerAddress)
 	}
-	return pool + yamlSlice(name, "app: "+name, addresses...)
+	return pool + yamlSlice("pool-"+name, "app: "+name, addresses...)
 }
 
 // yamlService is a Service default/NAME, port 80, of the pods.
@@ -222,7 +237,7 @@ kind: Service
 metadata: {name: %s, namespace: default}
 spec:
   ports: [{name: http, port: 80}]
-`, name) + yamlSlice(name, "kubernetes.io/service-name: "+name, addresses...)
+`, name) + yamlSlice("service-"+name, "kubernetes.io/service-name: "+name, addresses...)
 }
 
 // yamlRoute is an HTTPRoute default/NAME on Gateway default/gw. Each rule is the YAML
