@@ -35,6 +35,8 @@ type tables struct {
 	secrets        *incr.Table[key, *corev1.Secret]
 	configMaps     *incr.Table[key, *corev1.ConfigMap]
 	acks           *incr.Table[key, ackRow] // by Gateway
+	reports        *incr.Table[key, Report] // by Gateway
+	bundle         *incr.Table[key, string] // of Gateway API's CRDs, under ""
 
 	// Indexes of inputs.
 	gatewaysByPort     *incr.Index[key, key] // portKey(bound port)
@@ -71,12 +73,15 @@ type tables struct {
 	endpoints      *incr.Table[key, endpointRow]
 	listeners      *incr.Table[key, *xds.Resource]
 	secretRes      *incr.Table[key, *xds.Resource]
-	extProc        *incr.Table[key, *xds.Resource] // by Gateway
+	extProc        *incr.Table[key, *xds.Resource]  // by Gateway
+	infrastructure *incr.Table[key, Infrastructure] // nil without Options.Provision
 	gatewayClassSt *incr.Table[key, Status]
 	gatewayStatus  *incr.Table[key, Status]
 	routeStatus    *incr.Table[key, Status]
 	poolStatus     *incr.Table[key, Status]
 	policyStatus   *incr.Table[key, Status]
+
+	assigned map[key]string // versions of the ClusterLoadAssignments that were handed out
 }
 
 func deepEqual[T any](a, b T) bool { return reflect.DeepEqual(a, b) }
@@ -84,7 +89,7 @@ func deepEqual[T any](a, b T) bool { return reflect.DeepEqual(a, b) }
 func sameResource(a, b *xds.Resource) bool { return a.Name == b.Name && a.Version == b.Version }
 
 func newTables(opt Options) *tables {
-	t := &tables{g: incr.New(), opt: opt}
+	t := &tables{g: incr.New(), opt: opt, assigned: map[key]string{}}
 	t.inputs()
 	t.derived()
 	t.outputs()
@@ -106,6 +111,8 @@ func (t *tables) inputs() {
 	t.secrets = incr.Input[key](g, deepEqual[*corev1.Secret])
 	t.configMaps = incr.Input[key](g, deepEqual[*corev1.ConfigMap])
 	t.acks = incr.Input[key](g, deepEqual[ackRow])
+	t.reports = incr.Input[key](g, deepEqual[Report])
+	t.bundle = incr.Input[key](g, deepEqual[string])
 
 	t.gatewaysByPort = incr.NewIndex(t.gateways, t.boundPorts)
 	t.grantsByNamespace = incr.NewIndex(t.grants, func(k key, _ *gatewayv1.ReferenceGrant) []key { ns, _ := splitKey(k); return []key{key(ns)} })
@@ -168,6 +175,9 @@ func (t *tables) outputs() {
 	t.listeners = incr.Group(t.gatewaysByListener, sameResource, t.envoyListener)
 	t.secretRes = incr.Group(t.gatewaysBySecret, sameResource, t.envoySecret)
 	t.extProc = incr.Derive(t.gatewayRows, sameResource, t.extProcCluster)
+	if t.opt.Provision {
+		t.infrastructure = incr.Derive(t.gatewayRows, deepEqual[Infrastructure], t.infrastructureOf)
+	}
 	t.gatewayClassSt = incr.Derive(t.gatewayClasses, deepEqual[Status], t.gatewayClassStatusOf)
 	t.gatewayStatus = incr.Derive(t.gatewayRows, deepEqual[Status], t.gatewayStatusOf)
 	t.routeStatus = incr.Derive(t.routeRows, deepEqual[Status], t.routeStatusOf)
@@ -230,7 +240,13 @@ func (t *tables) collect() Output {
 	resources(xds.Route, t.routeTables)
 	for _, k := range t.endpoints.Changed() {
 		g, name := splitGroup(k)
-		row, _ := t.endpoints.Get(nil, k)
+		row, ok := t.endpoints.Get(nil, k)
+		if ok && t.assigned[k] == row.Resource.Version {
+			continue // other warnings, the same endpoints
+		}
+		if delete(t.assigned, k); ok {
+			t.assigned[k] = row.Resource.Version
+		}
 		out.Resources = append(out.Resources, xds.Change{Group: g, Type: xds.Endpoint, Name: name, Resource: row.Resource})
 	}
 	for _, k := range t.extProc.Changed() {
@@ -255,6 +271,9 @@ func (t *tables) collect() Output {
 	statuses(source.KindInferencePool, t.poolStatus)
 	statuses(source.KindBackendTLSPolicy, t.policyStatus)
 	slices.SortFunc(out.Statuses, func(a, b Status) int { return a.Ref.Compare(b.Ref) })
+	if t.opt.Provision {
+		out.Infrastructure = t.changedInfrastructure()
+	}
 	return out
 }
 
