@@ -63,7 +63,7 @@ type names struct {
 
 // fault returns what an Envoy would miss or refuse in the world, or nil: a message that
 // is not valid at any depth, a name that is not the resource's, a reference that leads
-// nowhere, a resource that nothing refers to.
+// nowhere, a resource that nothing can need.
 func (w *world) fault() error {
 	groups := map[xds.Group]*names{}
 	for p, r := range w.resources {
@@ -157,8 +157,9 @@ func (n *names) fault() error {
 			}
 		}
 		for _, name := range n.have[t] {
-			// The cluster of the process beside Envoy stays for the life of a Gateway.
-			if name != translator.ExtProcCluster && !slices.Contains(n.wanted[t], name) {
+			// A cluster may be there for a route that others cover, and the one of the process
+			// beside Envoy is there for the life of a Gateway.
+			if t != xds.Cluster && !slices.Contains(n.wanted[t], name) {
 				return fmt.Errorf("nothing refers to %s %s", t.Short(), name)
 			}
 		}

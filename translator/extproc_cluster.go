@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"signalbox.dev/provision/infrastructure"
 	"signalbox.dev/translator/incr"
 	"signalbox.dev/xds"
 )
@@ -63,10 +64,14 @@ func extProcAddress(s string) (a *corev3.Address, named bool, err error) {
 	return socketAddress(host, int32(port)), true, nil
 }
 
-// extProcCluster returns the cluster of the process beside Envoy, the same for every
-// Gateway and for ever: a change would cut all its streams.
-func (t *tables) extProcCluster(_ *incr.Reads, _ key, _ gatewayRow) (*xds.Resource, bool) {
-	address, named, err := extProcAddress(t.opt.ExtProc)
+// extProcCluster returns the cluster of the process beside Envoy, the same for as long
+// as the Gateway's Envoys are run by the same: a change would cut all its streams.
+func (t *tables) extProcCluster(_ *incr.Reads, _ key, row gatewayRow) (*xds.Resource, bool) {
+	where := t.opt.ExtProc
+	if row.Managed {
+		where = infrastructure.ExtProcSocket
+	}
+	address, named, err := extProcAddress(where)
 	if err != nil {
 		return nil, false
 	}

@@ -3,7 +3,6 @@ package translator
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +13,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	"signalbox.dev/provision/infrastructure"
 	"signalbox.dev/source"
 	"signalbox.dev/translator/incr"
 	"signalbox.dev/xds"
@@ -40,22 +40,32 @@ func (t *tables) gateway(r *incr.Reads, k key, o *gatewayv1.Gateway) (gatewayRow
 		Generation: o.Generation,
 		Group:      xds.Group(k),
 	}
+	row.Managed = t.managed(o)
 	row.IdleTimeout, row.Warnings = idleTimeout(o)
+	row.Warnings = append(row.Warnings, t.unmanagedWarnings(o)...)
 	if a := o.Spec.AllowedListeners; a != nil && a.Namespaces != nil && a.Namespaces.From != nil && *a.Namespaces.From != gatewayv1.NamespacesFromNone {
 		row.Warnings = append(row.Warnings, msgWarnListenerSets)
 	}
 	slices.Sort(row.Warnings)
 	row.Listeners = t.listenerRows(r, o)
 
-	accepted := gatewayAcceptance(o, class, row.Listeners)
+	parameters, refused := t.parameters(r, o)
+	accepted := gatewayAcceptance(o, class, row.Listeners, refused)
 	if accepted.Status == metav1.ConditionTrue {
 		serve(row.Listeners)
 	}
 	row.Conditions = []metav1.Condition{accepted, gatewayReferences(o, row.Listeners)}
-	addresses, problem := t.addresses(o)
-	row.Addresses = addresses
-	if problem != nil && accepted.Status == metav1.ConditionTrue {
+	if accepted.Status != metav1.ConditionTrue {
+		return row, true
+	}
+	address, problem := askedAddress(o)
+	if !row.Managed {
+		row.Addresses, problem = t.addresses(o)
+	}
+	if problem != nil {
 		row.Conditions = append(row.Conditions, *problem)
+	} else if row.Managed {
+		row.Wanted = wanted(o, row, parameters, address)
 	}
 	return row, true
 }
@@ -72,12 +82,12 @@ func idleTimeout(o *gatewayv1.Gateway) (time.Duration, []string) {
 }
 
 // gatewayAcceptance returns the Gateway's Accepted condition.
-func gatewayAcceptance(o *gatewayv1.Gateway, class *gatewayv1.GatewayClass, listeners []listenerRow) metav1.Condition {
+func gatewayAcceptance(o *gatewayv1.Gateway, class *gatewayv1.GatewayClass, listeners []listenerRow, refused *metav1.Condition) metav1.Condition {
 	if class.Spec.ParametersRef != nil {
 		return gatewayInvalidParameters.because(msgGatewayClassParameters, class.Name)
 	}
-	if o.Spec.Infrastructure != nil && o.Spec.Infrastructure.ParametersRef != nil {
-		return gatewayInvalidParameters.because(msgGatewayParameters)
+	if refused != nil {
+		return *refused
 	}
 	for i, a := range o.Spec.Addresses {
 		if a.Type != nil && *a.Type != gatewayv1.IPAddressType {
@@ -117,48 +127,6 @@ func gatewayReferences(o *gatewayv1.Gateway, listeners []listenerRow) metav1.Con
 		return gatewayListenersNotResolved.because(msgGatewayNotResolved, strings.Join(unresolved, ", "))
 	}
 	return gatewayResolved.because(msgGatewayResolved)
-}
-
-// addresses returns the addresses under which the Gateway can be reached, as far as
-// the spec and the bind address tell, and a Programmed=False condition for the first
-// of the spec's that cannot be used. Those of other types have been refused before.
-func (t *tables) addresses(o *gatewayv1.Gateway) (out []gatewayv1.GatewaySpecAddress, problem *metav1.Condition) {
-	bound, _ := netip.ParseAddr(t.opt.BindAddress)
-	typ := gatewayv1.IPAddressType
-	add := func(a netip.Addr) {
-		out = append(out, gatewayv1.GatewaySpecAddress{Type: &typ, Value: a.String()})
-	}
-	if len(o.Spec.Addresses) == 0 && !bound.IsUnspecified() {
-		add(bound)
-	}
-	report := func(c metav1.Condition) {
-		if problem == nil {
-			problem = &c
-		}
-	}
-	for i, a := range o.Spec.Addresses {
-		switch ip, err := netip.ParseAddr(a.Value); {
-		case a.Value == "" && bound.IsUnspecified():
-			report(gatewayAddressNotAssigned.because(msgGatewayAddressNotChosen, i))
-		case a.Value == "":
-			add(bound)
-		case err != nil:
-			report(gatewayAddressNotUsable.because(msgGatewayAddressNotAddress, i, a.Value))
-		case !reaches(bound, ip):
-			report(gatewayAddressNotUsable.because(msgGatewayAddressNotUsable, i, a.Value, t.opt.BindAddress))
-		default:
-			add(ip)
-		}
-	}
-	return out, problem
-}
-
-// reaches says whether a socket bound to the one address is reached under the other.
-func reaches(bound, ip netip.Addr) bool {
-	if bound.IsUnspecified() {
-		return bound.Is6() || ip.Is4() // an IPv6 socket takes IPv4 too: see socketAddress
-	}
-	return bound == ip
 }
 
 // listenerRows says what each listener of a Gateway means, in the order of the spec.
@@ -214,10 +182,7 @@ func (t *tables) sharedPorts(r *incr.Reads, o *gatewayv1.Gateway, rows []listene
 func (t *tables) boundPorts(_ key, o *gatewayv1.Gateway) []key {
 	var out []key
 	for _, l := range o.Spec.Listeners {
-		row := listenerRow{Port: l.Port, Bound: l.Port, Protocol: l.Protocol}
-		if bound, ok := t.opt.Ports[l.Port]; ok {
-			row.Bound = bound
-		}
+		row := listenerRow{Port: l.Port, Bound: t.bound(o, l.Port), Protocol: l.Protocol}
 		if supportedProtocol(&row) {
 			out = append(out, portKey(row.Bound))
 		}
@@ -237,10 +202,7 @@ func earlier(a, b *gatewayv1.Gateway) bool {
 
 // listener says what a listener means by itself, and whether it is accepted by itself.
 func (t *tables) listener(o *gatewayv1.Gateway, l *gatewayv1.Listener) (listenerRow, metav1.Condition) {
-	row := listenerRow{Name: string(l.Name), Port: l.Port, Bound: l.Port, Protocol: l.Protocol}
-	if bound, ok := t.opt.Ports[row.Port]; ok {
-		row.Bound = bound
-	}
+	row := listenerRow{Name: string(l.Name), Port: l.Port, Bound: t.bound(o, l.Port), Protocol: l.Protocol}
 	if l.Hostname != nil {
 		row.Hostname = strings.ToLower(string(*l.Hostname))
 	}
@@ -254,6 +216,9 @@ func (t *tables) listener(o *gatewayv1.Gateway, l *gatewayv1.Listener) (listener
 	}
 	if refused := unsupportedListener(o, l, &row); refused != nil {
 		return row, *refused
+	}
+	if t.managed(o) && infrastructure.Reserved(row.Bound) {
+		return row, listenerPortUnavailable.because(msgListenerPortReserved, row.Bound)
 	}
 	return row, listenerAccepted.because(msgListenerAccepted)
 }

@@ -43,6 +43,9 @@ type golden struct {
 	objects []source.Object
 }
 
+// GoString is how rapid tells which golden it drew.
+func (g *golden) GoString() string { return g.name }
+
 const (
 	optionsSection = "options.yaml"
 	inputSection   = "input.yaml"

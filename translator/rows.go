@@ -8,6 +8,7 @@ import (
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"signalbox.dev/extproc/contract"
+	"signalbox.dev/provision/infrastructure"
 	"signalbox.dev/source"
 	"signalbox.dev/xds"
 )
@@ -27,10 +28,14 @@ type gatewayRow struct {
 	Group      xds.Group
 	Listeners  []listenerRow // in the order of the spec, all of them
 	Conditions []metav1.Condition
-	Addresses  []gatewayv1.GatewaySpecAddress
+	Addresses  []gatewayv1.GatewaySpecAddress // of a Gateway whose Envoys are brought along
 	Warnings   []string
 	// IdleTimeout is how long a stream may be silent; from an annotation.
 	IdleTimeout time.Duration
+	// Managed says that Envoys are run for it. Wanted is what they need; nil if the
+	// Gateway is not accepted, or asks for an address that none can have.
+	Managed bool
+	Wanted  *infrastructure.Gateway
 }
 
 // listenerRow is one listener of a Gateway.

@@ -66,8 +66,10 @@ func isTrue[T ~string](conditions []metav1.Condition, typ T) bool {
 
 // Verdicts on GatewayClasses.
 var (
-	classAccepted          = declare(source.KindGatewayClass, gatewayv1.GatewayClassConditionStatusAccepted, metav1.ConditionTrue, gatewayv1.GatewayClassReasonAccepted)
-	classInvalidParameters = declare(source.KindGatewayClass, gatewayv1.GatewayClassConditionStatusAccepted, metav1.ConditionFalse, gatewayv1.GatewayClassReasonInvalidParameters)
+	classAccepted           = declare(source.KindGatewayClass, gatewayv1.GatewayClassConditionStatusAccepted, metav1.ConditionTrue, gatewayv1.GatewayClassReasonAccepted)
+	classSupportedVersion   = declare(source.KindGatewayClass, gatewayv1.GatewayClassConditionStatusSupportedVersion, metav1.ConditionTrue, gatewayv1.GatewayClassReasonSupportedVersion)
+	classUnsupportedVersion = declare(source.KindGatewayClass, gatewayv1.GatewayClassConditionStatusSupportedVersion, metav1.ConditionFalse, gatewayv1.GatewayClassReasonUnsupportedVersion)
+	classInvalidParameters  = declare(source.KindGatewayClass, gatewayv1.GatewayClassConditionStatusAccepted, metav1.ConditionFalse, gatewayv1.GatewayClassReasonInvalidParameters)
 )
 
 // Verdicts on Gateways.
@@ -81,6 +83,7 @@ var (
 	gatewayProgrammed         = declare(source.KindGateway, gatewayv1.GatewayConditionProgrammed, metav1.ConditionTrue, gatewayv1.GatewayReasonProgrammed)
 	gatewayInvalid            = declare(source.KindGateway, gatewayv1.GatewayConditionProgrammed, metav1.ConditionFalse, gatewayv1.GatewayReasonInvalid)
 	gatewayPending            = declare(source.KindGateway, gatewayv1.GatewayConditionProgrammed, metav1.ConditionFalse, gatewayv1.GatewayReasonPending)
+	gatewayNoResources        = declare(source.KindGateway, gatewayv1.GatewayConditionProgrammed, metav1.ConditionFalse, gatewayv1.GatewayReasonNoResources)
 	gatewayAddressNotUsable   = declare(source.KindGateway, gatewayv1.GatewayConditionProgrammed, metav1.ConditionFalse, gatewayv1.GatewayReasonAddressNotUsable)
 	gatewayAddressNotAssigned = declare(source.KindGateway, gatewayv1.GatewayConditionProgrammed, metav1.ConditionFalse, gatewayv1.GatewayReasonAddressNotAssigned)
 
@@ -126,7 +129,6 @@ const (
 	msgGatewaySomeListeners     = "Valid: %s. Not valid, see their conditions: %s."
 	msgGatewayNoListeners       = "No listener is valid; see the listeners' conditions."
 	msgGatewayClassParameters   = "The GatewayClass %s has a spec.parametersRef, which is not supported; remove it there."
-	msgGatewayParameters        = "spec.infrastructure.parametersRef is not supported; remove it."
 	msgGatewayAddressType       = "spec.addresses[%d]: the type %s is not supported; use IPAddress, or leave spec.addresses out."
 	msgGatewayAddressNotUsable  = "spec.addresses[%d]: %s is not an address that the listeners are bound to, which is %s."
 	msgGatewayAddressNotAddress = "spec.addresses[%d]: %q is not an IP address."
@@ -138,6 +140,21 @@ const (
 	msgGatewayNotResolved       = "These listeners have references that cannot be followed: %s."
 	msgGatewayClientCertificate = "spec.tls.backend.clientCertificateRef is not supported: backends are called without a client certificate."
 
+	msgVersionSupported   = "The Gateway API CRDs are of %s."
+	msgVersionUnsupported = "The Gateway API CRDs are of %s; signalbox is tested with %s. It goes on as well as it can."
+
+	msgParametersKind    = "spec.infrastructure.parametersRef: the kind %s of the group %q is not supported; name a ConfigMap, of the group \"\"."
+	msgParametersMissing = "spec.infrastructure.parametersRef: the ConfigMap %s/%s does not exist."
+	msgParametersInvalid = "spec.infrastructure.parametersRef: the ConfigMap %s/%s: %s."
+	msgNotProvided       = "What runs the Gateway's Envoys was refused: %s"
+	msgServiceMissing    = "The Service %s, through which clients reach the Gateway, does not exist yet."
+	msgServicePending    = "The Service %s has no address yet. A load balancer controller of the cluster gives it one; if there is none, set serviceType to NodePort or ClusterIP in the ConfigMap of spec.infrastructure.parametersRef."
+	msgAddressMany       = "spec.addresses: a Service can ask for one address, not for %s; give one."
+	msgAddressOther      = "spec.addresses: %s was asked for, and the Service %s has %s."
+	msgAddressBrought    = "The Gateway's Envoys are brought along; say in spec.addresses where clients reach them."
+
+	msgWarnUnmanaged    = "annotation %s: %q is neither \"true\" nor \"false\"; Envoys are provisioned"
+	msgWarnParameters   = "spec.infrastructure has no effect: the Gateway's Envoys are brought along"
 	msgWarnIdleTimeout  = "annotation %s: %q is not a positive duration such as 10m; the default of %s is used"
 	msgWarnListenerSets = "spec.allowedListeners: ListenerSets are not supported; none is attached"
 )
@@ -156,7 +173,8 @@ const (
 	msgListenerFrom             = "allowedRoutes.namespaces.from: %s is not supported; use Same, All or Selector."
 	msgListenerPort             = "port: %d is not a port number."
 	msgListenerPortTaken        = "Port %d of this host is bound for Gateway %s; give the listener another port, or map it to one."
-	msgListenerPortShared       = "Envoy would bind port %d for this listener and for %s, which has another port in the spec; map the ports apart."
+	msgListenerPortShared       = "Envoy would bind port %d for this listener and for %s, which has another port in the spec; give one of them another port, or map the ports apart."
+	msgListenerPortReserved     = "Port %d of Envoy's pod is needed for its health; give the listener another port."
 	msgListenerDistinct         = "No other listener has this port, protocol and hostname."
 	msgListenerHostnameConflict = "These listeners have the same port and hostname: %s. None of them is served; change or remove all but one."
 	msgListenerProtocolConflict = "Listeners on port %d have different protocols (%s). None of them is served; use one protocol a port."

@@ -48,7 +48,7 @@ var supportedFeatures = func() []gatewayv1.SupportedFeature {
 }()
 
 // gatewayClassStatusOf returns the status of a GatewayClass that names our controller.
-func (t *tables) gatewayClassStatusOf(_ *incr.Reads, k key, o *gatewayv1.GatewayClass) (Status, bool) {
+func (t *tables) gatewayClassStatusOf(r *incr.Reads, k key, o *gatewayv1.GatewayClass) (Status, bool) {
 	if o.Spec.ControllerName != ControllerName {
 		return Status{}, false
 	}
@@ -56,12 +56,16 @@ func (t *tables) gatewayClassStatusOf(_ *incr.Reads, k key, o *gatewayv1.Gateway
 	if o.Spec.ParametersRef != nil {
 		accepted = classInvalidParameters.because(msgClassParameters)
 	}
+	conditions := []metav1.Condition{accepted}
+	if bundle, ok := t.bundle.Get(r, ""); ok {
+		conditions = append(conditions, supportedVersion(bundle))
+	}
 	_, name := splitKey(k)
 	return Status{
 		Ref:        source.Ref{Kind: source.KindGatewayClass, Name: name},
 		Generation: o.Generation,
 		GatewayClass: &gatewayv1.GatewayClassStatus{
-			Conditions:        atGeneration(o.Generation, accepted),
+			Conditions:        atGeneration(o.Generation, conditions...),
 			SupportedFeatures: supportedFeatures,
 		},
 	}, true
@@ -89,13 +93,21 @@ func (t *tables) gatewayStatusOf(r *incr.Reads, k key, row gatewayRow) (Status, 
 		})
 	}
 	conditions := slices.Clone(row.Conditions)
-	if !slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == gatewayProgrammed.Type }) {
-		conditions = append(conditions, gatewayProgrammedBy(row, programmed))
-	}
-	out.Conditions = atGeneration(row.Generation, conditions...)
 	for _, a := range row.Addresses {
 		out.Addresses = append(out.Addresses, gatewayv1.GatewayStatusAddress{Type: a.Type, Value: a.Value})
 	}
+	if !slices.ContainsFunc(conditions, func(c metav1.Condition) bool { return c.Type == gatewayProgrammed.Type }) {
+		c := gatewayProgrammedBy(row, programmed)
+		if row.Wanted != nil {
+			addresses, problem := t.provided(r, k, row)
+			out.Addresses = addresses
+			if problem != nil && c.Reason != gatewayInvalid.Reason {
+				c = *problem // it comes before the wait for an Envoy, which may be why there is none
+			}
+		}
+		conditions = append(conditions, c)
+	}
+	out.Conditions = atGeneration(row.Generation, conditions...)
 	return Status{Ref: row.Ref, Generation: row.Generation, Gateway: out, Warnings: row.Warnings}, true
 }
 

@@ -12,8 +12,10 @@
 // concern each:
 //
 //	gateway.go   Gateway → listeners: what they accept, their certificates, conflicts
+//	address.go   under which addresses a Gateway is reached
 //	certificate.go  certificateRefs → secrets
 //	attach.go    which listeners a route attaches to
+//	infrastructure.go  what a Gateway's Envoys need in the cluster, and what came of it
 //	listener.go  listeners → Envoy listeners; connection_manager.go: what is in each
 //	extproc_cluster.go  the cluster of the process beside Envoy
 //	acks.go      what Envoys answered
@@ -63,6 +65,9 @@ type Options struct {
 	// GuardAddresses refuses endpoints that no tenant of a cluster may name: loopback
 	// and link-local addresses. Off for a directory, where the operator's word counts.
 	GuardAddresses bool
+	// Provision says that Envoys are run for Gateways, unless those are marked
+	// unmanaged (package provision). ExtProc and Ports are for the unmanaged ones then.
+	Provision bool
 }
 
 // DefaultHoldLimit is the default of Options.HoldLimit: 4 MiB.
@@ -72,6 +77,8 @@ const DefaultHoldLimit = 4 << 20
 type Output struct {
 	Resources []xds.Change
 	Statuses  []Status
+	// Infrastructure is empty without Options.Provision.
+	Infrastructure []Infrastructure
 }
 
 // Status is all that signalbox says of one object. At most one of the status fields
@@ -117,6 +124,13 @@ func (tr *Translator) Apply(changes []source.Change, acks []xds.Ack) Output {
 	tr.t.g.Update(func() { out = tr.t.collect() })
 	return out
 }
+
+// Reported takes what came of providing for Gateways; it counts from the next Apply on.
+func (tr *Translator) Reported(reports []Report) { tr.t.reported(reports) }
+
+// Installed takes the bundle version of Gateway API's CRDs, "" if they do not say it; it
+// counts from the next Apply on. Never called, nothing is said of it.
+func (tr *Translator) Installed(bundle string) { tr.t.bundle.Set("", bundle) }
 
 // Runs returns how many table functions have run so far: the amount of work, which
 // tests assert on.
