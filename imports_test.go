@@ -21,30 +21,33 @@ const module = "signalbox.dev"
 // rooms says which of our packages each package may import (ARCHITECTURE.md, "The
 // rooms"). Those that tie everything together may import all but what only they use.
 var rooms = map[string][]string{
-	"cmd/signalbox":     {"*"},
-	"standalone":        {"*"},
-	"controlplane":      {"source", "source/kube", "status", "status/kube", "translator", "xds", "xds/server"},
-	"source":            {},
-	"source/manifest":   {"source"},
-	"source/dir":        {"source", "source/manifest"},
-	"source/kube":       {"source"},
-	"source/sourcetest": {"source"},
-	"translator":        {"extproc/contract", "source", "translator/incr", "xds"},
-	"translator/incr":   {},
-	"xds":               {},
-	"xds/server":        {"xds"},
-	"extproc":           {"extproc/contract", "extproc/model", "extproc/picker"},
-	"extproc/contract":  {},
-	"extproc/model":     {"extproc/contract"},
-	"extproc/picker":    {"extproc/contract"},
-	"status":            {"source", "translator"},
-	"status/kube":       {"source", "source/kube", "translator"},
-	"bootstrap":         {},
-	"demo":              {"demo/modelserver", "demo/picker", "source"},
-	"demo/modelserver":  {},
-	"demo/picker":       {},
-	"e2e":               {"*"},
-	"":                  {}, // this package
+	"cmd/signalbox":            {"*"},
+	"standalone":               {"*"},
+	"controlplane":             {"provision", "provision/pki", "source", "source/kube", "status", "status/kube", "translator", "xds", "xds/server"},
+	"source":                   {},
+	"source/manifest":          {"source"},
+	"source/dir":               {"source", "source/manifest"},
+	"source/kube":              {"source"},
+	"source/sourcetest":        {"source"},
+	"translator":               {"extproc/contract", "provision/infrastructure", "source", "translator/incr", "xds"},
+	"translator/incr":          {},
+	"xds":                      {},
+	"xds/server":               {"xds"},
+	"extproc":                  {"extproc/contract", "extproc/model", "extproc/picker"},
+	"extproc/contract":         {},
+	"extproc/model":            {"extproc/contract"},
+	"extproc/picker":           {"extproc/contract"},
+	"status":                   {"source", "translator"},
+	"status/kube":              {"source", "source/kube", "translator"},
+	"bootstrap":                {},
+	"provision":                {"bootstrap", "provision/infrastructure", "provision/pki", "source", "source/kube", "translator"},
+	"provision/infrastructure": {},
+	"provision/pki":            {},
+	"demo":                     {"demo/modelserver", "demo/picker", "source"},
+	"demo/modelserver":         {},
+	"demo/picker":              {},
+	"e2e":                      {"*"},
+	"":                         {}, // this package
 }
 
 // nobodys are the packages that no other may import, not even with "*".
@@ -105,7 +108,7 @@ func TestImportsGoOneWay(t *testing.T) {
 }
 
 // What is computed by these packages must depend on their arguments alone.
-var pure = []string{"translator", "translator/incr", "xds", "extproc/contract"}
+var pure = []string{"translator", "translator/incr", "xds", "extproc/contract", "provision/infrastructure"}
 
 // impure are the packages of the standard library through which the world gets in.
 // They are looked for among direct imports: apimachinery itself imports net/http.
