@@ -28,8 +28,8 @@ type pod struct {
 	handle  http.HandlerFunc // nil: as received says
 }
 
-// received is what a pod answers with, as JSON, to every request but those below
-// /stream/.
+// received is what a pod answers with, as JSON, to every request but those with
+// /stream/ in their path.
 type received struct {
 	Pod     string              `json:"pod"`
 	Method  string              `json:"method"`
@@ -84,7 +84,7 @@ func (p *pod) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.Partial.Add(1)
 		panic(http.ErrAbortHandler)
 	}
-	if strings.HasPrefix(r.URL.Path, "/stream/") {
+	if strings.Contains(r.URL.Path, "/stream/") {
 		p.stream(w, r)
 		return
 	}
@@ -94,12 +94,13 @@ func (p *pod) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Length: n, SHA256: hex.EncodeToString(hash.Sum(nil)), Header: r.Header, Trailer: r.Trailer})
 }
 
-// stream serves /stream/COUNT/PAUSE: COUNT server-sent events, PAUSE apart, then
+// stream serves …/stream/COUNT/PAUSE: COUNT server-sent events, PAUSE apart, then
 // [DONE].
 func (p *pod) stream(w http.ResponseWriter, r *http.Request) {
 	var count int
 	var pause string
-	if _, err := fmt.Sscanf(strings.ReplaceAll(r.URL.Path, "/", " "), " stream %d %s", &count, &pause); err != nil {
+	_, want, _ := strings.Cut(r.URL.Path, "/stream/")
+	if _, err := fmt.Sscanf(strings.ReplaceAll(want, "/", " "), "%d %s", &count, &pause); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
