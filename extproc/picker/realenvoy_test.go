@@ -327,12 +327,18 @@ func TestEnvoyGivesUp(t *testing.T) {
 // TestEnvoyCut: where a picker fails when a part was given on already, neither pod nor
 // client takes it for whole.
 func TestEnvoyCut(t *testing.T) {
-	dropLast := func(b []byte) []byte { return append([]byte("x"), b[:len(b)/2]...) }
+	passed := make(chan struct{}, events) // response messages that a picker got
+	seen := func(m *fromEnvoy) {
+		if m.GetResponseBody() != nil {
+			passed <- struct{}{}
+		}
+	}
+	half := func(b []byte) []byte { return append([]byte("x"), b[:len(b)/2]...) }
 	r := newRig(t, func(r *rig) []route {
 		p := &scripted{endpoint: r.picked(), atOnce: true, replyTo: nth(midBody, 1, endsWith(errOK))}
 		out := both("stream", at(listen(t, p.process)))
 		for i := range 2 {
-			p := &scripted{endpoint: r.picked(), respond: dropLast, replyTo: nth(respBody, 1, torn)}
+			p := &scripted{endpoint: r.picked(), respond: half, seen: seen, replyTo: nth(respBody, 1, torn)}
 			out = append(out, both("torn", at(listen(t, p.process)))[i])
 		}
 		return out
@@ -364,13 +370,13 @@ func TestEnvoyCut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for range events {
-			tickets[name] <- struct{}{}
-		}
-		b, err := io.ReadAll(resp.Body)
-		if err == nil {
+		tickets[name] <- struct{}{}
+		<-passed
+		tickets[name] <- struct{}{} // the second event tears it
+		if b, err := io.ReadAll(resp.Body); err == nil {
 			t.Errorf("%s: the client took %q for whole", to, b)
 		}
+		<-passed
 		_ = resp.Body.Close()
 	}
 	r.settled(t)
