@@ -75,10 +75,10 @@ adapter, honours subset hints, and names as many endpoints as --max-endpoints.`,
 			switch {
 			case len(endpoints) > 0:
 				cfg.Endpoints, err = picker.NewEndpoints(endpoints...)
-			case cfg.EndpointsFile != "":
-				cfg.Endpoints = &picker.Endpoints{} // nothing is known before the file is read
+			case cfg.EndpointsFile != "", cfg.EndpointsDNS != "":
+				cfg.Endpoints = &picker.Endpoints{} // nothing is known before it is read
 			default:
-				return usagef("--endpoints or --endpoints-file is needed")
+				return usagef("--endpoints, --endpoints-file or --endpoints-dns is needed")
 			}
 			if err != nil {
 				return usagef("--endpoints: %w", err)
@@ -93,6 +93,7 @@ adapter, honours subset hints, and names as many endpoints as --max-endpoints.`,
 	f.StringVar(&cfg.Name, "name", "picker", "what answers carry in x-demo-picker")
 	f.StringSliceVar(&endpoints, "endpoints", nil, "endpoints to pick from, IP:PORT")
 	f.StringVar(&cfg.EndpointsFile, "endpoints-file", "", "file of endpoints, read again when it changes")
+	f.StringVar(&cfg.EndpointsDNS, "endpoints-dns", "", "NAME:PORT whose addresses are the endpoints, such as a headless Service; asked every second")
 	f.IntVar(&cfg.MaxEndpoints, "max-endpoints", 1, "how many endpoints a pick names, best first")
 	f.IntVar(&cfg.QueueLimit, "queue-limit", 5, "queue at which an endpoint counts as saturated")
 	f.StringVar(&cfg.CertDir, "cert-dir", "", "directory with tls.crt and tls.key; empty: a self-signed certificate")

@@ -72,6 +72,10 @@ type Config struct {
 	// EndpointsFile, if not empty, is read into Endpoints whenever it changes: ip:port,
 	// separated by spaces or new lines; # starts a comment.
 	EndpointsFile string
+	// EndpointsDNS, if not empty, is NAME:PORT whose addresses are read into Endpoints
+	// every second: the headless Service of a pool's pods, which lists those that are
+	// ready. So a picker in a cluster needs no access to the API server.
+	EndpointsDNS string
 	// MaxEndpoints is how many endpoints a pick names, best first. 0: 1.
 	MaxEndpoints int
 	// QueueLimit is the queue at which an endpoint counts as saturated. 0: 5, as the
@@ -94,6 +98,7 @@ type Config struct {
 type Picker struct {
 	extproc.UnimplementedExternalProcessorServer
 	cfg      Config
+	dns      dnsName
 	fleet    *fleet
 	health   *health.Server
 	registry *prometheus.Registry
@@ -109,10 +114,17 @@ func New(cfg Config) (*Picker, error) {
 		return nil, errors.New("picker: no name")
 	}
 	if cfg.Endpoints == nil {
-		if cfg.EndpointsFile == "" {
-			return nil, fmt.Errorf("picker %s: neither endpoints nor a file of them", cfg.Name)
+		if cfg.EndpointsFile == "" && cfg.EndpointsDNS == "" {
+			return nil, fmt.Errorf("picker %s: neither endpoints nor a file or a DNS name of them", cfg.Name)
 		}
 		cfg.Endpoints = &Endpoints{}
+	}
+	var name dnsName
+	if cfg.EndpointsDNS != "" {
+		var err error
+		if name, err = parseDNSName(cfg.EndpointsDNS); err != nil {
+			return nil, fmt.Errorf("picker %s: %w", cfg.Name, err)
+		}
 	}
 	if cfg.MaxEndpoints <= 0 {
 		cfg.MaxEndpoints = 1
@@ -129,7 +141,7 @@ func New(cfg Config) (*Picker, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = zap.NewNop()
 	}
-	p := &Picker{cfg: cfg, fleet: newFleet(cfg.QueueLimit), health: health.NewServer(), registry: prometheus.NewRegistry()}
+	p := &Picker{cfg: cfg, dns: name, fleet: newFleet(cfg.QueueLimit), health: health.NewServer(), registry: prometheus.NewRegistry()}
 	counter := func(name, help, label string) *prometheus.CounterVec {
 		c := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "demo_picker_" + name, Help: help}, []string{label})
 		p.registry.MustRegister(c)
@@ -194,6 +206,12 @@ func (p *Picker) Serve(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { p.scrape(ctx); return nil })
 	if p.cfg.EndpointsFile != "" {
 		g.Go(func() error { p.cfg.Endpoints.watch(ctx, p.cfg.EndpointsFile, p.cfg.Logger); return nil })
+	}
+	if p.cfg.EndpointsDNS != "" {
+		g.Go(func() error {
+			p.cfg.Endpoints.follow(ctx, p.dns, net.DefaultResolver.LookupNetIP, p.cfg.Logger)
+			return nil
+		})
 	}
 	context.AfterFunc(ctx, func() { p.setHealth(healthpb.HealthCheckResponse_NOT_SERVING) })
 	p.cfg.Logger.Info("picker listens", zap.String("picker", p.cfg.Name), zap.Stringer("address", l.Addr()), zap.Bool("tls", !p.cfg.Plaintext))
