@@ -14,9 +14,9 @@ ifeq ($(ENVOY),)
 ENVOY := $(abspath $(BIN)/envoy-$(ENVOY_VERSION)/envoy)
 endif
 export ENVOY
-FUZZTIME ?= 20s
-# Packages with goroutines: their tests run under the race detector.
-RACE := ./controlplane/... ./demo/... ./extproc/... ./source/... ./standalone/... ./status/... ./xds/...
+FUZZTIME ?= 10s
+# Packages with goroutines: their tests run under the race detector, the others' without.
+RACE := controlplane demo extproc provision source standalone status xds
 
 .PHONY: help demo test build unit race fuzz lint e2e envoy crds bench golden clean
 
@@ -32,11 +32,11 @@ build: ## bin/signalbox
 	@mkdir -p $(BIN)
 	go build -trimpath -o $(BIN)/signalbox ./cmd/signalbox
 
-unit: $(ENVOY) ## unit, golden and property tests
-	go test $$(go list ./... | grep -v /e2e)
+unit: $(ENVOY) ## unit, golden and property tests of what has no goroutines
+	go test $$(go list ./... | grep -vE '^signalbox.dev/($(subst $() ,|,$(RACE))|e2e)(/|$$)')
 
 race: $(ENVOY) ## the tests of all that has goroutines, under the race detector
-	go test -race $(RACE)
+	go test -race $(foreach p,$(RACE),./$(p)/...)
 
 fuzz: ## each fuzz target for FUZZTIME
 	@./scripts/fuzz $(FUZZTIME)
