@@ -46,6 +46,7 @@ var rooms = map[string][]string{
 	"demo":                     {"demo/modelserver", "demo/picker", "source"},
 	"demo/modelserver":         {},
 	"demo/picker":              {},
+	"demo/load":                {},
 	"e2e":                      {"*"},
 	"":                         {}, // this package
 }

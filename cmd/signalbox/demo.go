@@ -1,10 +1,13 @@
 package main
 
 import (
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"signalbox.dev/demo/load"
 	"signalbox.dev/demo/modelserver"
 	"signalbox.dev/demo/picker"
 )
@@ -12,11 +15,11 @@ import (
 func newDemo() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "demo",
-		Short: "Run the demo parts alone: a simulated model server, an endpoint picker",
+		Short: "Run the demo parts alone: a simulated model server, an endpoint picker, a client",
 		Args:  usageArgs(cobra.NoArgs),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(newModelServer(), newPicker())
+	cmd.AddCommand(newModelServer(), newPicker(), newLoad())
 	return cmd
 }
 
@@ -99,5 +102,40 @@ adapter, honours subset hints, and names as many endpoints as --max-endpoints.`,
 	f.StringVar(&cfg.CertDir, "cert-dir", "", "directory with tls.crt and tls.key; empty: a self-signed certificate")
 	f.BoolVar(&cfg.Plaintext, "plaintext", false, "serve without TLS")
 	log.add(f)
+	return cmd
+}
+
+func newLoad() *cobra.Command {
+	var cfg load.Config
+	cmd := &cobra.Command{
+		Use:   "load",
+		Short: "Send requests at a steady rate and report every answer that was not right",
+		Long: `Sends chat completions for the models in turn, every fourth as a stream, and prints a
+report as one line of JSON. Half of the workers keep their connections. On SIGTERM it
+finishes what is under way and reports. Exit status 1 if a request failed.`,
+		Example: `  signalbox demo load --url http://127.0.0.1:8080 --models chatbot,recommender --rate 100 --duration 30s`,
+		Args:    usageArgs(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			report, err := load.Run(cmd.Context(), cfg)
+			if err != nil {
+				return usageError{err}
+			}
+			if err := json.NewEncoder(cmd.OutOrStdout()).Encode(report); err != nil {
+				return err
+			}
+			if report.Failed > 0 {
+				return fmt.Errorf("%d of %d requests failed", report.Failed, report.Requests)
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.URL, "url", "http://127.0.0.1:8080", "the gateway's")
+	f.StringVar(&cfg.Host, "host", "", "Host header (default: the URL's)")
+	f.StringSliceVar(&cfg.Models, "models", nil, "models to ask for")
+	f.IntVar(&cfg.Rate, "rate", 50, "requests a second")
+	f.IntVar(&cfg.Workers, "workers", 16, "requests at a time")
+	f.DurationVar(&cfg.Duration, "duration", 0, "how long; 0: until SIGTERM")
+	f.DurationVar(&cfg.Timeout, "timeout", time.Minute, "of one request")
 	return cmd
 }
