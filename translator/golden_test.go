@@ -64,6 +64,7 @@ type goldenOptions struct {
 	HoldLimit      uint32          `json:"holdLimit"`
 	GuardAddresses bool            `json:"guardAddresses"`
 	OneHost        bool            `json:"oneHost"`
+	Provision      bool            `json:"provision"`
 
 	// Inputs are files of testdata to read besides input.yaml.
 	Inputs []string `json:"inputs"`
@@ -73,13 +74,17 @@ type goldenOptions struct {
 	Only []string `json:"only"`
 	// Acks is what an Envoy of a Gateway answers to the listeners: "" takes them.
 	Acks map[xds.Group]string `json:"acks"`
+	// Reports is what refused the infrastructure of Gateways.
+	Reports map[xds.Group]string `json:"reports"`
+	// Bundle is the bundle version of Gateway API's CRDs.
+	Bundle *string `json:"bundle"`
 	// OlderCRDs reads objects that today's CRDs refuse and an API server with older ones
 	// would have stored: no defaults, no validation.
 	OlderCRDs bool `json:"olderCRDs"`
 }
 
 func (o goldenOptions) translator() translator.Options {
-	return translator.Options{ExtProc: o.ExtProc, BindAddress: o.BindAddress, Ports: o.Ports, HoldLimit: o.HoldLimit, GuardAddresses: o.GuardAddresses, OneHost: o.OneHost}
+	return translator.Options{ExtProc: o.ExtProc, BindAddress: o.BindAddress, Ports: o.Ports, HoldLimit: o.HoldLimit, GuardAddresses: o.GuardAddresses, OneHost: o.OneHost, Provision: o.Provision}
 }
 
 // goldens reads every golden.
@@ -191,6 +196,13 @@ func parseUnchecked(name string, data []byte) (out manifest.Result) {
 func (g *golden) translate() *world {
 	tr := translator.New(g.options.translator())
 	w := worldOf(tr.Apply(added(g.objects...), nil))
+	if g.options.Bundle != nil {
+		tr.Installed(*g.options.Bundle)
+	}
+	for _, group := range slices.Sorted(maps.Keys(g.options.Reports)) {
+		namespace, name, _ := strings.Cut(string(group), "/")
+		tr.Reported([]translator.Report{{Gateway: source.Ref{Kind: source.KindGateway, Namespace: namespace, Name: name}, Words: g.options.Reports[group]}})
+	}
 	var acks []xds.Ack
 	for _, group := range slices.Sorted(maps.Keys(g.options.Acks)) {
 		acks = append(acks, w.acks(group, g.options.Acks[group])...)

@@ -3,7 +3,6 @@ package translator
 import (
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -151,7 +150,7 @@ func (t *tables) provided(r *incr.Reads, k key, row gatewayRow) ([]gatewayv1.Gat
 	}
 	name := infrastructure.ResourceName(row.Ref.Name)
 	service, ok := t.services.Get(r, objectKey(row.Ref.Namespace, name))
-	if !ok || !slices.ContainsFunc(service.OwnerReferences, func(o metav1.OwnerReference) bool { return o.UID == row.Wanted.UID }) {
+	if !ok || service.Labels[infrastructure.LabelManagedBy] != infrastructure.ManagedBy {
 		return nil, because(gatewayAddressNotAssigned, msgServiceMissing, name)
 	}
 	addresses := serviceAddresses(service)
@@ -174,7 +173,7 @@ func supportedVersion(bundle string) metav1.Condition {
 		return classSupportedVersion.because(msgVersionSupported, bundle)
 	}
 	if bundle == "" {
-		bundle = "none"
+		bundle = "a version that they do not say"
 	}
-	return classUnsupportedVersion.because(msgVersionUnsupported, strconv.Quote(bundle), supportedMinor)
+	return classUnsupportedVersion.because(msgVersionUnsupported, quoteEnvoy(bundle), supportedMinor)
 }

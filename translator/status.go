@@ -141,7 +141,7 @@ const (
 	msgGatewayClientCertificate = "spec.tls.backend.clientCertificateRef is not supported: backends are called without a client certificate."
 
 	msgVersionSupported   = "The Gateway API CRDs are of %s."
-	msgVersionUnsupported = "The Gateway API CRDs are of %s; signalbox is tested with %s. It goes on as well as it can."
+	msgVersionUnsupported = "The Gateway API CRDs are of %s; signalbox is tested with those of %s. It goes on as well as it can."
 
 	msgParametersKind    = "spec.infrastructure.parametersRef: the kind %s of the group %q is not supported; name a ConfigMap, of the group \"\"."
 	msgParametersMissing = "spec.infrastructure.parametersRef: the ConfigMap %s/%s does not exist."

@@ -18,6 +18,13 @@ import (
 // nothing is provisioned for it.
 const AnnotationUnmanaged = "signalbox.dev/unmanaged"
 
+// LabelManagedBy is ManagedBy on every object that is made for a Gateway, and so tells
+// it from what others have made.
+const (
+	LabelManagedBy = "app.kubernetes.io/managed-by"
+	ManagedBy      = "signalbox"
+)
+
 // Gateway is what one Gateway asks for.
 type Gateway struct {
 	Namespace, Name string

@@ -120,8 +120,11 @@ func oneOf[T ~string](s string, to *T, allowed ...T) error {
 // structured reads YAML, strictly: a misspelt field is an error, not a default.
 func structured(s string, to any) error {
 	if err := yaml.UnmarshalStrict([]byte(s), to); err != nil {
-		// What yaml puts before says how it works inside.
-		return errors.New(strings.TrimPrefix(strings.TrimPrefix(err.Error(), "error unmarshaling JSON: "), "while decoding JSON: "))
+		words := err.Error()
+		for _, inside := range []string{"error unmarshaling JSON: ", "while decoding JSON: ", "json: "} { // how yaml works inside is nobody's business
+			words = strings.TrimPrefix(words, inside)
+		}
+		return errors.New(words)
 	}
 	return nil
 }
