@@ -10,6 +10,7 @@ import (
 	"golang.org/x/net/http/httpguts"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"signalbox.dev/extproc/contract"
 )
@@ -77,9 +78,8 @@ func diff(f fields, m *extprocv3.HeaderMutation) (*extprocv3.HeaderMutation, err
 		}
 		for i, v := range now {
 			o := overwrite(key, v)
-			if i > 0 {
-				o.AppendAction = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD
-				o.Append = nil
+			if i > 0 { // ext_proc takes the zero value of append_action for "unset", and then reads append
+				o.AppendAction, o.Append = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD, wrapperspb.Bool(true)
 			}
 			out.SetHeaders = append(out.SetHeaders, o)
 		}

@@ -1,6 +1,7 @@
 package picker
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -178,9 +179,6 @@ func (g *gateway) open(t testing.TB, ctx context.Context, cfg contract.Picker) e
 // do runs an exchange to its end.
 func (g *gateway) do(ctx context.Context, t testing.TB, cfg contract.Picker, x exchange) *outcome {
 	t.Helper()
-	if x.piece == 0 {
-		x.piece = 50000
-	}
 	if cfg.Response == "" {
 		cfg.Response = contract.ResponseFull
 	}
@@ -211,7 +209,7 @@ func (e *envoy) request() {
 		return
 	}
 	for b := e.x.body; ; {
-		n := min(len(b), e.x.piece)
+		n := min(len(b), cmp.Or(e.x.piece, 50000))
 		eof := n == len(b) && !e.x.trailers
 		if n > 0 || eof {
 			e.setEOF(eof)

@@ -258,7 +258,8 @@ func TestEnvoyHeaders(t *testing.T) {
 	rewritten := bytesOf(150000)
 	r := newRig(t, func(r *rig) []route {
 		out := both("same", at(listen(t, (&scripted{endpoint: r.picked()}).process)))
-		p := &scripted{endpoint: r.picked(), rewrite: func([]byte) []byte { return rewritten }}
+		p := &scripted{endpoint: r.picked(), rewrite: func([]byte) []byte { return rewritten },
+			headers: map[string]string{"x-new": "1|2", "x-multi": "c|d"}}
 		return append(out, both("rewrite", at(listen(t, p.process)))...)
 	})
 	for _, c := range []*http.Client{r.h1, r.h2} {
@@ -275,7 +276,10 @@ func TestEnvoyHeaders(t *testing.T) {
 		if got := a.header.Values("Set-Cookie"); len(got) != 2 || a.header.Get("X-Went-Into-Resp-Headers") != "true" {
 			t.Errorf("response headers %v", a.header)
 		}
-		a = r.send(t, c, "/rewrite-close", bytes.NewReader(bytesOf(large)))
+		a = r.send(t, c, "/rewrite-close", bytes.NewReader(bytesOf(large)), func(q *http.Request) { q.Header["X-Multi"] = []string{"a", "b"} })
+		if got := a.received; strings.Join(got.New, ",") != "1,2" || strings.Join(got.Multi, ",") != "c,d" {
+			t.Errorf("changed headers: x-new %q, x-multi %q", got.New, got.Multi)
+		}
 		if a.status != 200 || a.received.Digest != digest(rewritten) || a.received.Length != "" {
 			t.Errorf("rewritten: %d %+v", a.status, a.received)
 		}

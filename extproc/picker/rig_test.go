@@ -153,7 +153,7 @@ type rig struct {
 type received struct {
 	Pod, Digest, Trailer, Destination, Length string
 	Whole                                     bool
-	Cookies, Multi                            []string
+	Cookies, Multi, New                       []string
 }
 
 func newRig(t *testing.T, routes func(r *rig) []route) *rig {
@@ -199,7 +199,7 @@ func (r *rig) pod(w http.ResponseWriter, req *http.Request) {
 	_, err := io.Copy(hash, req.Body)
 	got := received{Pod: req.Context().Value(http.LocalAddrContextKey).(net.Addr).String(), Digest: hex.EncodeToString(hash.Sum(nil)),
 		Whole: err == nil, Trailer: req.Trailer.Get("X-Tail"), Destination: req.Header.Get(contract.KeyDestination),
-		Length: req.Header.Get("Content-Length"), Cookies: req.Header.Values("Cookie"), Multi: req.Header.Values("X-Multi")}
+		Length: req.Header.Get("Content-Length"), Cookies: req.Header.Values("Cookie"), Multi: req.Header.Values("X-Multi"), New: req.Header.Values("X-New")}
 	if req.ContentLength >= 0 && req.Method == http.MethodPost {
 		got.Length = fmt.Sprint(req.ContentLength)
 	}

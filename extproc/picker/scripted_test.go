@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"signalbox.dev/extproc/contract"
 )
@@ -202,8 +203,14 @@ func again(f fields, more map[string]string) *extprocv3.HeaderMutation {
 			m.SetHeaders = append(m.SetHeaders, option(k, v[len(v)-1]))
 		}
 	}
-	for k, v := range more {
-		m.SetHeaders = append(m.SetHeaders, option(k, v))
+	for k, v := range more { // several values with | between
+		for i, v := range strings.Split(v, "|") {
+			o := option(k, v)
+			if i > 0 {
+				o.Append = wrapperspb.Bool(true)
+			}
+			m.SetHeaders = append(m.SetHeaders, o)
+		}
 	}
 	return m
 }
