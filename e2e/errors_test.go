@@ -43,7 +43,7 @@ func TestUnknownModel(t *testing.T) {
 			want := fmt.Sprintf(`{"error":{"message":%q,"type":"invalid_request_error","param":"model","code":"model_not_found"}}`,
 				"The model `"+model+"` does not exist or you do not have access to it.")
 			for _, path := range []string{"/v1/chat/completions", "/v1/completions", "/"} {
-				checkError(t, protocol+" "+path+" "+model, send(client, b.URL+path, "application/json", chat(model)), 404, want)
+				checkError(t, protocol+" "+path+" "+model, sendTo(client, b.URL+path, "application/json", chat(model)), 404, want)
 			}
 		}
 	}
@@ -52,8 +52,8 @@ func TestUnknownModel(t *testing.T) {
 	}
 }
 
-// send sends a POST, to llm.example unless header says otherwise.
-func send(client *http.Client, url, contentType string, body []byte, header ...string) answer {
+// sendTo sends a POST, to llm.example unless header says otherwise.
+func sendTo(client *http.Client, url, contentType string, body []byte, header ...string) answer {
 	req, err := http.NewRequestWithContext(context.Background(), http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return answer{Err: err}
@@ -124,12 +124,12 @@ func TestUnreadable(t *testing.T) {
 		for _, u := range all {
 			at := protocol + " " + string(u.code)
 			before := p.Requests.Load()
-			checkFailure(t, at, send(client, b.URL+"/v1/chat/completions", u.contentType, u.body, u.header...), u.code)
+			checkFailure(t, at, sendTo(client, b.URL+"/v1/chat/completions", u.contentType, u.body, u.header...), u.code)
 			if n := p.Requests.Load() - before; n != 0 {
 				t.Errorf("%s: the request reached a pod", at)
 			}
 			for _, path := range []string{"/plain", "/pool-plain"} {
-				checkUntouched(t, at+" "+path, send(client, b.URL+path, u.contentType, u.body, u.header...), u.body)
+				checkUntouched(t, at+" "+path, sendTo(client, b.URL+path, u.contentType, u.body, u.header...), u.body)
 			}
 		}
 	}
@@ -161,10 +161,10 @@ func TestLateConflict(t *testing.T) {
 	for _, protocol := range protocols {
 		client := newClient(t, protocol)
 		before := p.Partial.Load()
-		checkFailure(t, protocol, send(client, b.URL+"/v1/chat/completions", "application/json", body), contract.DuplicateModel)
+		checkFailure(t, protocol, sendTo(client, b.URL+"/v1/chat/completions", "application/json", body), contract.DuplicateModel)
 		waitFor(t, "the pod sees the request's end, if it was sent any of it", func() bool { return p.Partial.Load()-before == p.Requests.Load()-before })
 	}
-	if got := send(newClient(t, "HTTP/1.1"), b.URL+"/v1/chat/completions", "application/json", modelFirst(8<<20)); got.Status != 200 {
+	if got := sendTo(newClient(t, "HTTP/1.1"), b.URL+"/v1/chat/completions", "application/json", modelFirst(8<<20)); got.Status != 200 {
 		t.Errorf("the same body without the second model: %d %v", got.Status, got.Err)
 	}
 }
@@ -181,7 +181,7 @@ func TestUnmodelledHost(t *testing.T) {
 		client := newClient(t, protocol)
 		for name, body := range bodies {
 			for _, contentType := range []string{"", "application/json", "multipart/form-data; boundary=x", "application/octet-stream"} {
-				a := send(client, b.URL+"/any", contentType, body, "Host", "plain.example", "X-Gateway-Model-Name", "llama", "X-Signalbox-Model-Error", "invalid_json")
+				a := sendTo(client, b.URL+"/any", contentType, body, "Host", "plain.example", "X-Gateway-Model-Name", "llama", "X-Signalbox-Model-Error", "invalid_json")
 				checkUntouched(t, fmt.Sprintf("%s %s as %q", protocol, name, contentType), a, body)
 			}
 		}

@@ -26,14 +26,14 @@ import (
 // another nor a `make demo` of the same machine.
 var demoAddress = regexp.MustCompile(`\b127\.0\.(\d+\.\d+)\b`)
 
-func moved(text string, second int) string {
+func moveDemo(text string, second int) string {
 	return demoAddress.ReplaceAllString(text, fmt.Sprintf("127.%d.$1", second))
 }
 
 func elsewhere() int { return 64 + rand.IntN(160) }
 
-// read returns a file of testdata.
-func read(t *testing.T, path string) string {
+// readTestdata returns a file of testdata.
+func readTestdata(t *testing.T, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("../testdata", path))
 	if err != nil {
@@ -52,7 +52,7 @@ func guideFiles(t *testing.T, folder string, second int) map[string]string {
 			return err
 		}
 		b, err := fs.ReadFile(root, path)
-		files[path] = moved(string(b), second)
+		files[path] = moveDemo(string(b), second)
 		return err
 	})
 	if err != nil {
@@ -98,7 +98,7 @@ func TestGuides(t *testing.T) {
 	}
 	asked := map[string]bool{}
 	for _, guide := range []string{"multiple-models-and-loras", "multiple-models"} {
-		for _, command := range curls(t, read(t, "guides/"+guide+"/guide.md")) {
+		for _, command := range curls(t, readTestdata(t, "guides/"+guide+"/guide.md")) {
 			sh := exec.Command("sh", "-c", command)
 			sh.Env = append(os.Environ(), "IP="+address.Hostname(), "PORT="+address.Port())
 			out, err := sh.Output()
@@ -234,19 +234,19 @@ func TestGuideSteps(t *testing.T) {
 	t.Parallel()
 	const llama, phi, lora = "meta-llama/Llama-3.1-8B-Instruct", "microsoft/Phi-4-mini-instruct", "food-review-1"
 	files := guideFiles(t, "base", elsewhere())
-	files["route.yaml"] = read(t, "guides-steps/multiple-models-and-loras/0-llm-route.yaml")
+	files["route.yaml"] = readTestdata(t, "guides-steps/multiple-models-and-loras/0-llm-route.yaml")
 	b := startBox(t, files, boxOptions{})
 	served := func(model string) bool {
 		a := post(t.Context(), b.URL+"/v1/chat/completions", "application/json", chat(model))
 		return a.Status == 200 && a.Header.Get("x-demo-picker") == guideAnswers[model]
 	}
-	asking := ask(t, b, llama)
+	asking := askConstantly(t, b, llama)
 	asking.more(t, 50)
 	asking.none(t, "before anything changes")
 
 	b.Remove("route.yaml")
 	waitFor(t, "no route is left", func() bool { return !served(llama) })
-	b.Write("route.yaml", read(t, "guides-steps/multiple-models-and-loras/1-httproute_bbr.yaml"))
+	b.Write("route.yaml", readTestdata(t, "guides-steps/multiple-models-and-loras/1-httproute_bbr.yaml"))
 	waitFor(t, "the first shape of llm-llama-route is there", func() bool { return served(llama) && served(phi) })
 	for status, n := range asking.begin() {
 		if status != 404 { // the guide's own gap: no route names anything
@@ -256,7 +256,7 @@ func TestGuideSteps(t *testing.T) {
 	asking.more(t, 100)
 
 	// What kubectl apply does: llm-llama-route is replaced, llm-phi4-route stays.
-	b.Write("route.yaml", read(t, "guides-steps/multiple-models-and-loras/2-httproute_bbr_lora.yaml")+"\n---\n"+read(t, "guides/multiple-models-and-loras/llm-phi4-route.yaml"))
+	b.Write("route.yaml", readTestdata(t, "guides-steps/multiple-models-and-loras/2-httproute_bbr_lora.yaml")+"\n---\n"+readTestdata(t, "guides/multiple-models-and-loras/llm-phi4-route.yaml"))
 	waitFor(t, "the second shape of llm-llama-route is there", func() bool { return served(lora) && served("movie-critique") && served(phi) })
 	asking.more(t, 200)
 	asking.none(t, "once the model was routed")
@@ -270,7 +270,7 @@ type asker struct {
 	last     string
 }
 
-func ask(t *testing.T, b *box, model string) *asker {
+func askConstantly(t *testing.T, b *box, model string) *asker {
 	a := &asker{failures: map[int]int{}}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

@@ -147,6 +147,64 @@ func (b *box) stop() {
 	}
 }
 
+// program is another process that a test runs: a part of signalbox alone, or an Envoy.
+type program struct {
+	name   string
+	cmd    *exec.Cmd
+	output *lockedBuffer // stdout and stderr
+	exited chan struct{} // closed when it has ended
+	err    error         // then: how
+}
+
+// startProgram starts a process. It is asked to end, by SIGTERM, at the end of the test,
+// and its output is shown if the test has failed.
+func startProgram(t testing.TB, path string, args ...string) *program {
+	t.Helper()
+	p := &program{name: filepath.Base(path), cmd: exec.Command(path, args...), output: &lockedBuffer{}, exited: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.exited)
+	}()
+	t.Cleanup(func() {
+		p.stop(t)
+		if t.Failed() {
+			t.Logf("%s %s said:\n%s", p.name, strings.Join(args, " "), p.output.tail(100))
+		}
+	})
+	return p
+}
+
+// stop asks the process to end and waits until it has.
+func (p *program) stop(t testing.TB) {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.exited:
+	case <-time.After(patience):
+		t.Errorf("%s did not end within %v of SIGTERM", p.name, patience)
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+	}
+}
+
+// waitOutput waits until the process has printed text.
+func (p *program) waitOutput(t testing.TB, text string) {
+	t.Helper()
+	waitFor(t, fmt.Sprintf("%s prints %q", p.name, text), func() bool {
+		select {
+		case <-p.exited:
+			if !strings.Contains(p.output.String(), text) {
+				t.Fatalf("%s ended (%v) without %q", p.name, p.err, text)
+			}
+		default:
+		}
+		return strings.Contains(p.output.String(), text)
+	})
+}
+
 // Write puts a file into the folder, whole, as an editor would: under another name first.
 func (b *box) Write(name, text string) {
 	b.t.Helper()

@@ -250,15 +250,15 @@ func (w *spoofWorld) received(s spoof, a answer) string {
 	// Trailers of such names may reach pods that speak HTTP/2, as trailers: nothing
 	// routes by those.
 	for name, values := range r.Header {
-		if name != "X-Gateway-Model-Name" && routes(name) && !slices.Equal(values, []string{pod.Address}) {
+		if name != "X-Gateway-Model-Name" && routingHeader(name) && !slices.Equal(values, []string{pod.Address}) {
 			return fmt.Sprintf("the pod received %s: %q", name, values)
 		}
 	}
 	return ""
 }
 
-// routes says whether a header is one that only the gateway may set.
-func routes(name string) bool {
+// routingHeader says whether a header is one that only the gateway may set.
+func routingHeader(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasPrefix(name, "x-gateway-") || strings.HasPrefix(name, "x-signalbox-") ||
 		name == "x-envoy-original-dst-host" || name == "x-prefiller-host-port"
