@@ -24,6 +24,14 @@ comes from the control plane. It serves gRPC health checks on the same address.`
 			if cfg.Logger, err = log.logger(); err != nil {
 				return err
 			}
+			if err := checkListen("listen", cfg.Listen); err != nil {
+				return err
+			}
+			if metrics != "" {
+				if err := checkListen("metrics", metrics); err != nil {
+					return err
+				}
+			}
 			registry := newRegistry()
 			cfg.Registerer = registry
 			return serveMetrics(cmd.Context(), metrics, registry, cfg.Logger, func() error { return extproc.Run(cmd.Context(), cfg) })

@@ -32,7 +32,22 @@ Exit status: 0 ok, 1 failed, 2 wrong usage.`,
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(newRun(), newServe(), newExtproc(), newTranslate(), newBootstrap(), newDemo(), newVersion())
+	addCompletion(root)
 	return root
+}
+
+// addCompletion adds cobra's completion command, whose own way with a shell that it does
+// not know is to print help and to succeed.
+func addCompletion(root *cobra.Command) {
+	root.InitDefaultCompletionCmd()
+	completion, _, err := root.Find([]string{"completion"})
+	if err != nil {
+		panic(err) // it was added above
+	}
+	completion.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+	for _, cmd := range append(completion.Commands(), completion) {
+		cmd.Args = usageArgs(cobra.NoArgs)
+	}
 }
 
 // usageArgs makes a mistake in the arguments a usage error.

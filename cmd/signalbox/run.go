@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"strconv"
@@ -36,6 +37,9 @@ is watched. One line per ready listener is printed on stdout.
 				return err
 			}
 			if cfg.Ports, err = parsePorts(ports); err != nil {
+				return err
+			}
+			if err := errors.Join(checkBind(cfg.Bind), checkListen("admin", cfg.Admin)); err != nil {
 				return err
 			}
 			if cfg.Envoy, err = exec.LookPath(cfg.Envoy); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -39,6 +40,9 @@ connect with what 'signalbox bootstrap' prints.`,
 				return err
 			}
 			if cfg.Translation, err = translated.options(); err != nil {
+				return err
+			}
+			if err := errors.Join(checkListen("xds", cfg.XDS), checkListen("admin", cfg.Admin)); err != nil {
 				return err
 			}
 			cfg.Registry = newRegistry()
@@ -89,6 +93,12 @@ func (t *translationFlags) options() (translator.Options, error) {
 	ports, err := parsePorts(t.ports)
 	if err != nil {
 		return translator.Options{}, err
+	}
+	if err := checkBind(t.bind); err != nil {
+		return translator.Options{}, err
+	}
+	if err := translator.CheckExtProc(t.extproc); err != nil {
+		return translator.Options{}, usagef("--extproc: %w", err)
 	}
 	return translator.Options{ExtProc: t.extproc, BindAddress: t.bind, Ports: ports}, nil
 }
