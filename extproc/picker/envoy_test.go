@@ -164,7 +164,7 @@ type envoy struct {
 }
 
 // open opens a stream as the pool's route says.
-func (g *gateway) open(t testing.TB, ctx context.Context, cfg contract.Picker) extprocv3.ExternalProcessor_ProcessClient {
+func (g *gateway) open(t reporter, ctx context.Context, cfg contract.Picker) extprocv3.ExternalProcessor_ProcessClient {
 	t.Helper()
 	for _, kv := range cfg.Metadata() {
 		ctx = metadata.AppendToOutgoingContext(ctx, kv[0], kv[1])
@@ -176,8 +176,16 @@ func (g *gateway) open(t testing.TB, ctx context.Context, cfg contract.Picker) e
 	return stream
 }
 
+// reporter is what a test and a property have in common.
+type reporter interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Context() context.Context
+}
+
 // do runs an exchange to its end.
-func (g *gateway) do(ctx context.Context, t testing.TB, cfg contract.Picker, x exchange) *outcome {
+func (g *gateway) do(ctx context.Context, t reporter, cfg contract.Picker, x exchange) *outcome {
 	t.Helper()
 	if cfg.Response == "" {
 		cfg.Response = contract.ResponseFull

@@ -8,18 +8,19 @@ import (
 	"time"
 )
 
-// timing is when pickers are probed and connections closed.
+// timing is how long pickers are waited for, when they are probed and disconnected.
 type timing struct {
 	first    time.Duration // a request that waits this long has its picker probed
 	interval time.Duration // from probe to probe
 	timeout  time.Duration // of one probe
 	revive   time.Duration // from probe to probe of a dead picker
 	forget   time.Duration // probing a dead picker ends when nobody asked for it this long
+	response time.Duration // for the headers or the end of a response: there is nothing to think about
 	idle     time.Duration // a picker that nobody uses for this long is disconnected
 }
 
 var defaultTiming = timing{first: 250 * time.Millisecond, interval: time.Second, timeout: time.Second,
-	revive: 500 * time.Millisecond, forget: time.Minute, idle: 5 * time.Minute}
+	revive: 500 * time.Millisecond, forget: time.Minute, response: 5 * time.Second, idle: 5 * time.Minute}
 
 // probeMisses in a row make a picker dead: 2.25 s after a request began to wait.
 const probeMisses = 2

@@ -18,10 +18,6 @@ import (
 const (
 	maxAttempts = 3       // endpoints of a picker that one request asks
 	outWindow   = 1 << 20 // body bytes on their way to Envoy above which nothing more is read
-
-	// slowResponse is how long a picker may take over the headers, or over the end, of a
-	// response. There is nothing to think about.
-	slowResponse = 5 * time.Second
 )
 
 // stream is one HTTP exchange. Only the goroutine in run touches it.
@@ -124,7 +120,7 @@ func (s *stream) settle() {
 	if s.at == nil || !s.resp.owed() {
 		s.slow = nil
 	} else if s.slow == nil {
-		s.slow = time.After(slowResponse)
+		s.slow = time.After(s.relay.remotes.timing.response)
 	}
 	if s.at == nil {
 		return
