@@ -33,6 +33,7 @@ package server
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"slices"
@@ -59,6 +60,10 @@ type Options struct {
 	// OnAck is told every answer of every Envoy, in its order for one Envoy, from
 	// goroutines of several. No lock is held; blocking it delays that Envoy alone.
 	OnAck func(xds.Ack)
+	// Identify says whose Envoy a stream is of, by what cannot be forged: its client
+	// certificate. It gets that group and no other, whatever its node says. "" leaves it
+	// to node.cluster, an error refuses the stream. Default: node.cluster always.
+	Identify func(context.Context) (xds.Group, error)
 	// ClusterWait bounds how long routes wait for the CDS answer, which Envoy holds
 	// back until the clusters are warm. Default 5 s: the initial_fetch_timeout of
 	// clusters (3 s), a first health check, and a second.
@@ -94,6 +99,9 @@ type group struct {
 func New(opt Options) *Server {
 	if opt.Logger == nil {
 		opt.Logger = zap.NewNop()
+	}
+	if opt.Identify == nil {
+		opt.Identify = func(context.Context) (xds.Group, error) { return "", nil }
 	}
 	if opt.OnAck == nil {
 		opt.OnAck = func(xds.Ack) {}
@@ -188,7 +196,7 @@ func (s *Server) regroup(now time.Time) {
 		case node == nil:
 		case st.group == "":
 			s.join(st, node, known, now)
-		case node.GetCluster() != string(st.group) && s.groups[st.group].size == 0 && len(known) > 0:
+		case st.principal == "" && node.GetCluster() != string(st.group) && s.groups[st.group].size == 0 && len(known) > 0:
 			st.end(status.Errorf(codes.Unavailable, "Gateway %s has gone", st.group))
 		}
 	}
@@ -221,8 +229,11 @@ func (s *Server) join(st *stream, node *corev3.Node, known []xds.Group, now time
 	if !s.synced || len(known) == 0 {
 		return
 	}
-	name := xds.Group(node.GetCluster())
+	name := cmp.Or(st.principal, xds.Group(node.GetCluster()))
 	if g := s.groups[name]; g == nil || g.size == 0 {
+		if st.principal != "" {
+			return // its Gateway is not served yet, or any more
+		}
 		if len(known) > 1 {
 			st.end(refusal(node, known))
 			return

@@ -15,6 +15,7 @@ import (
 	sotw "github.com/envoyproxy/go-control-plane/pkg/server/sotw/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"signalbox.dev/xds"
@@ -32,6 +33,9 @@ type stream struct {
 	cancel context.CancelFunc
 	wake   chan struct{} // has one token when run should look again
 	since  time.Time
+	// principal is the group that the stream has proved to be of, "" if it has proved
+	// nothing.
+	principal xds.Group
 
 	// group is empty until the stream has joined one. It is written under server.mu and
 	// mu, so either is enough to read it.
@@ -63,7 +67,10 @@ var named = config.DeactivateLegacyWildcardForTypes([]string{string(xds.Endpoint
 
 // DeltaAggregatedResources serves a delta stream.
 func (a ads) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	st := a.server.newStream(g.Context(), false)
+	st, err := a.server.newStream(g.Context(), false)
+	if err != nil {
+		return err
+	}
 	return st.serve(func() error {
 		return delta.NewServer(st.ctx, st, st, named).DeltaStreamHandler(g, resource.AnyType)
 	})
@@ -72,19 +79,36 @@ func (a ads) DeltaAggregatedResources(g discoveryv3.AggregatedDiscoveryService_D
 // StreamAggregatedResources serves a state-of-the-world stream. The ordered loop of
 // go-control-plane is asked for: the other picks among waiting responses at random.
 func (a ads) StreamAggregatedResources(g discoveryv3.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
-	st := a.server.newStream(g.Context(), true)
+	st, err := a.server.newStream(g.Context(), true)
+	if err != nil {
+		return err
+	}
 	return st.serve(func() error {
 		return sotw.NewServer(st.ctx, st, st, named, sotw.WithOrderedADS()).StreamHandler(g, resource.AnyType)
 	})
 }
 
-func (s *Server) newStream(ctx context.Context, sotw bool) *stream {
+// newStream returns a stream, or an error for one that says that it is somebody and
+// cannot be.
+func (s *Server) newStream(ctx context.Context, sotw bool) (*stream, error) {
+	principal, err := s.opt.Identify(ctx)
+	if err != nil {
+		s.opt.Logger.Warn("stream refused: it is not known whose", zap.Error(err), zap.String("peer", peerAddress(ctx)))
+		return nil, status.Error(codes.PermissionDenied, err.Error())
+	}
 	st := &stream{
-		server: s, wake: make(chan struct{}, 1), since: time.Now(), log: s.opt.Logger, unknown: map[string]bool{},
+		server: s, principal: principal, wake: make(chan struct{}, 1), since: time.Now(), log: s.opt.Logger, unknown: map[string]bool{},
 		plan: newPlan(waits{cluster: s.opt.ClusterWait, step: s.opt.StepWait, linger: s.opt.Linger}, sotw),
 	}
 	st.ctx, st.cancel = context.WithCancel(ctx)
-	return st
+	return st, nil
+}
+
+func peerAddress(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		return p.Addr.String()
+	}
+	return ""
 }
 
 // serve runs the protocol until the stream ends, and leaves nothing behind.
@@ -237,6 +261,11 @@ func (st *stream) identify(node *corev3.Node) (first bool, err error) {
 	case st.node == nil:
 		if node == nil {
 			node = &corev3.Node{}
+		}
+		if cluster := node.GetCluster(); st.principal != "" && cluster != "" && cluster != string(st.principal) {
+			st.log.Warn("stream refused: its node says that it is another Gateway's Envoy than its certificate", zap.String("certificate", string(st.principal)),
+				zap.String("cluster", cluster), zap.String("node", node.GetId()), zap.String("peer", peerAddress(st.ctx)))
+			return false, status.Errorf(codes.PermissionDenied, "node.cluster is %q, and the certificate is of an Envoy of %q", cluster, st.principal)
 		}
 		st.node = node
 		return true, nil
