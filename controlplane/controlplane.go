@@ -29,12 +29,19 @@ type Publisher interface {
 	Publish(changes []xds.Change)
 }
 
+// Provisioner makes true what Gateways need in a cluster. Provide returns at once
+// (package provision).
+type Provisioner interface {
+	Provide(changes []translator.Infrastructure)
+}
+
 // Config is what a control plane is made of.
 type Config struct {
 	Sources     []source.Source
 	Translation translator.Options
 	Publisher   Publisher
 	Status      status.Writer
+	Provisioner Provisioner // nil without Translation.Provision
 	Logger      *zap.Logger
 	Registerer  prometheus.Registerer
 }
@@ -44,15 +51,22 @@ type ControlPlane struct {
 	cfg     Config
 	metrics *metrics
 
-	// acks waits for the loop; wake holds one token while it is not empty.
-	ackMu sync.Mutex
-	acks  []xds.Ack
-	wake  chan struct{}
+	// words wait for the loop; wake holds one token while there are any.
+	wordsMu sync.Mutex
+	words   words
+	wake    chan struct{}
 
 	// Read by others, written by the loop.
 	stateMu  sync.RWMutex
 	ready    bool
 	problems map[int][]source.Problem // by source
+}
+
+// words are what others than sources say.
+type words struct {
+	acks    []xds.Ack
+	reports []translator.Report
+	bundle  *string
 }
 
 // New returns a control plane that does nothing until Run.
@@ -62,9 +76,23 @@ func New(cfg Config) *ControlPlane {
 
 // Ack takes an Envoy's answer. It never blocks.
 func (c *ControlPlane) Ack(a xds.Ack) {
-	c.ackMu.Lock()
-	c.acks = append(c.acks, a)
-	c.ackMu.Unlock()
+	c.hear(func(w *words) { w.acks = append(w.acks, a) })
+}
+
+// Reported takes what came of providing for a Gateway. It never blocks.
+func (c *ControlPlane) Reported(r translator.Report) {
+	c.hear(func(w *words) { w.reports = append(w.reports, r) })
+}
+
+// Installed takes the bundle version of Gateway API's CRDs. It never blocks.
+func (c *ControlPlane) Installed(bundle string) {
+	c.hear(func(w *words) { w.bundle = &bundle })
+}
+
+func (c *ControlPlane) hear(note func(*words)) {
+	c.wordsMu.Lock()
+	note(&c.words)
+	c.wordsMu.Unlock()
 	select {
 	case c.wake <- struct{}{}:
 	default: // the loop has been told already
@@ -172,13 +200,17 @@ func (c *ControlPlane) take(d delivery, unsynced map[int]bool, changes []source.
 
 // translate brings the translator up to date and hands on what changed.
 func (c *ControlPlane) translate(tr *translator.Translator, changes []source.Change) {
-	c.ackMu.Lock()
-	acks := c.acks
-	c.acks = nil
-	c.ackMu.Unlock()
+	c.wordsMu.Lock()
+	heard := c.words
+	c.words = words{}
+	c.wordsMu.Unlock()
 
 	start := time.Now()
-	out := tr.Apply(changes, acks)
+	tr.Reported(heard.reports)
+	if heard.bundle != nil {
+		tr.Installed(*heard.bundle)
+	}
+	out := tr.Apply(changes, heard.acks)
 	c.metrics.translate.Observe(time.Since(start).Seconds())
 	c.metrics.count(changes)
 
@@ -188,6 +220,9 @@ func (c *ControlPlane) translate(tr *translator.Translator, changes []source.Cha
 	}
 	if len(out.Statuses) > 0 {
 		c.cfg.Status.Write(out.Statuses)
+	}
+	if len(out.Infrastructure) > 0 {
+		c.cfg.Provisioner.Provide(out.Infrastructure)
 	}
 	if first {
 		c.stateMu.Lock()
