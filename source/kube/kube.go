@@ -4,16 +4,26 @@
 // all that translation must not look at, into one feed that sends batches. A kind
 // whose CRD is not installed has no objects; it is looked for again until it is there,
 // so that any subset of the CRDs may be installed, and later ones are picked up.
+//
+// What cannot be read is not the same as what is not there: a kind that is refused or
+// whose API server is away keeps the objects that it had, and at the start nothing is
+// called synced before every kind has been read. So no outage and no missing permission
+// ever looks like the deletion of somebody's routes.
+//
+//	kube.go    Source, its scopes and clients
+//	follow.go  one kind in one scope: list, watch, and what comes in between
+//	feed.go    what all of them saw → batches
+//	strip.go   what is taken away from objects
 package kube
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -21,7 +31,6 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	clientscheme "k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/cache"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
@@ -31,11 +40,18 @@ import (
 // Options says what to read.
 type Options struct {
 	Config *rest.Config
-	// Namespaces limits what is read of namespaced kinds; empty reads all.
+	// Namespaces limits what is read: namespaced kinds in these namespaces, and of the
+	// Namespaces these. Empty reads all.
 	Namespaces []string
 	Logger     *zap.Logger
-	// CRDPoll is how often a kind that is not there is looked for; 0 means 5 s.
-	CRDPoll time.Duration
+	// Observe, if not nil, gets every object that comes or changes, status and resource
+	// version included, which are taken away before it is sent. It may be called by
+	// several goroutines at once, must be quick and must not keep or change the object.
+	Observe func(source.Object)
+	// Recheck is how long it takes until what is missing is looked for again: a kind
+	// that the API server does not serve, and objects that a list suddenly lacks.
+	// 0 means 5 s.
+	Recheck time.Duration
 }
 
 // Source is a source.Source.
@@ -46,9 +62,13 @@ type Source struct {
 
 // New returns a source. Nothing is asked before Run.
 func New(o Options) *Source {
-	if o.CRDPoll == 0 {
-		o.CRDPoll = 5 * time.Second
+	if o.Recheck == 0 {
+		o.Recheck = 5 * time.Second
 	}
+	if o.Observe == nil {
+		o.Observe = func(source.Object) {}
+	}
+	o.Namespaces = slices.Compact(slices.Sorted(slices.Values(o.Namespaces)))
 	return &Source{opt: o, scheme: NewScheme()}
 }
 
@@ -63,12 +83,19 @@ func NewScheme() *runtime.Scheme {
 	return s
 }
 
-// RESTClient returns a client for one group and version of the scheme's kinds.
+// RESTClient returns a client for one group and version of the scheme's kinds. Kinds of
+// Kubernetes' own come as protobuf, which costs a fraction of JSON; CRDs have no other
+// form than JSON.
 func RESTClient(config *rest.Config, scheme *runtime.Scheme, gv schema.GroupVersion) (*rest.RESTClient, error) {
 	c := rest.CopyConfig(config)
 	c.GroupVersion, c.APIPath = &gv, "/apis"
 	if gv.Group == "" {
 		c.APIPath = "/api"
+	}
+	c.ContentType, c.AcceptContentTypes = runtime.ContentTypeJSON, ""
+	if clientscheme.Scheme.IsVersionRegistered(gv) {
+		c.ContentType = runtime.ContentTypeProtobuf
+		c.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	}
 	c.NegotiatedSerializer = serializer.NewCodecFactory(scheme).WithoutConversion()
 	if c.UserAgent == "" {
@@ -80,84 +107,50 @@ func RESTClient(config *rest.Config, scheme *runtime.Scheme, gv schema.GroupVers
 // Run implements source.Source.
 func (s *Source) Run(ctx context.Context, batches chan<- source.Batch) error {
 	feed := newFeed()
+	var followers []*follower
 	for _, kind := range source.Kinds {
 		client, err := RESTClient(s.opt.Config, s.scheme, kind.GVK.GroupVersion())
 		if err != nil {
 			return fmt.Errorf("client for %s: %w", kind.GVK.GroupVersion(), err)
 		}
-		for _, namespace := range s.scopes(kind) {
-			store := feed.store(kind, namespace)
-			go s.follow(ctx, client, kind, namespace, store)
+		for _, scope := range s.scopes(kind) {
+			followers = append(followers, newFollower(s.opt, client, kind, scope, feed))
 		}
 	}
-	return feed.run(ctx, batches)
+	var group sync.WaitGroup
+	for _, f := range followers {
+		group.Go(func() { f.run(ctx) })
+	}
+	feed.run(ctx, batches)
+	group.Wait()
+	return nil
 }
 
-// scopes returns the namespaces in which a kind is listed; "" is all of them.
-func (s *Source) scopes(kind source.KindInfo) []string {
-	if !kind.Namespaced || len(s.opt.Namespaces) == 0 {
-		return []string{metav1.NamespaceAll}
-	}
-	return s.opt.Namespaces
+// scope is which objects of a kind are read.
+type scope struct {
+	namespace string // "" is all
+	selector  fields.Selector
 }
 
-// follow lists and watches one kind in one scope until ctx ends.
-func (s *Source) follow(ctx context.Context, client *rest.RESTClient, kind source.KindInfo, namespace string, store *store) {
-	log := s.opt.Logger.With(zap.String("kind", string(kind.Kind)))
-	if !s.await(ctx, client, kind, store, log) {
-		return
+func (s *Source) scopes(kind source.KindInfo) (out []scope) {
+	switch all := metav1.NamespaceAll; {
+	case kind.Kind == source.KindNamespace && len(s.opt.Namespaces) > 0:
+		for _, name := range s.opt.Namespaces {
+			out = append(out, scope{all, fields.OneTermEqualSelector("metadata.name", name)})
+		}
+		return out
+	case !kind.Namespaced || len(s.opt.Namespaces) == 0:
+		out = append(out, scope{all, fields.Everything()})
+	default:
+		for _, name := range s.opt.Namespaces {
+			out = append(out, scope{name, fields.Everything()})
+		}
 	}
-	selector := fields.Everything()
 	if kind.Kind == source.KindSecret {
 		// The only Secrets that a Gateway may name: others are never read.
-		selector = fields.OneTermEqualSelector("type", "kubernetes.io/tls")
-	}
-	lw := cache.NewListWatchFromClient(client, kind.Resource, namespace, selector)
-	r := cache.NewReflectorWithOptions(lw, kind.New(), store, cache.ReflectorOptions{Name: string(kind.Kind)})
-	r.RunWithContext(ctx) // lists and watches again, with back-off, after every failure
-}
-
-// await waits until the API server serves the kind. Meanwhile the kind counts as read:
-// it has no objects. It reports false if ctx ended.
-func (s *Source) await(ctx context.Context, client *rest.RESTClient, kind source.KindInfo, store *store, log *zap.Logger) bool {
-	tick := time.NewTicker(s.opt.CRDPoll)
-	defer tick.Stop()
-	for first := true; ; first = false {
-		err := served(ctx, client, kind)
-		switch {
-		case err == nil:
-			return true
-		case apierrors.IsNotFound(err) && first:
-			log.Warn("the API server does not know this kind; it is read as soon as its CRD is installed",
-				zap.String("apiVersion", kind.GVK.GroupVersion().String()))
-			store.absent()
-		case !apierrors.IsNotFound(err):
-			log.Warn("the API server cannot be asked what it serves", zap.Error(err))
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-tick.C:
+		for i := range out {
+			out[i].selector = fields.OneTermEqualSelector("type", "kubernetes.io/tls")
 		}
 	}
+	return out
 }
-
-// served returns nil if the API server serves the kind in its version.
-func served(ctx context.Context, client *rest.RESTClient, kind source.KindInfo) error {
-	var list metav1.APIResourceList
-	b, err := client.Get().AbsPath(client.Get().URL().Path).SetHeader("Accept", "application/json").Do(ctx).Raw()
-	if err != nil {
-		return err
-	}
-	if err := runtime.DecodeInto(clientscheme.Codecs.UniversalDecoder(), b, &list); err != nil {
-		return fmt.Errorf("what is served in %s: %w", kind.GVK.GroupVersion(), err)
-	}
-	for _, r := range list.APIResources {
-		if r.Name == kind.Resource {
-			return nil
-		}
-	}
-	return apierrors.NewNotFound(schema.GroupResource{Group: kind.GVK.Group, Resource: kind.Resource}, "")
-}
-
-var errNotAnObject = errors.New("the API server sent something that is not an object of this kind")

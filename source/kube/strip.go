@@ -4,23 +4,25 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
-
-	"signalbox.dev/source"
 )
 
-// strip takes away what translation must not look at: statuses that signalbox itself
-// writes, so that no write of its own comes back as a change, and what is large and
-// means nothing here. The object is this source's own, fresh from the wire.
-func (s *store) strip(obj any) (source.Object, error) {
-	o, ok := obj.(source.Object)
-	if !ok {
-		return nil, fmt.Errorf("%s: %w", s.kind.Kind, errNotAnObject)
+// strip shows an object to Observe and then takes away, in place, what translation must
+// not look at: statuses that signalbox itself writes, so that no write of its own comes
+// back as a change, and what is large or changes often and means nothing here. The object
+// is this source's own, fresh from the wire.
+func (s *store) strip(obj runtime.Object) error {
+	o, err := s.object(obj)
+	if err != nil {
+		return fmt.Errorf("stripping: %w", err)
 	}
+	s.observe(o)
 	o.SetManagedFields(nil)
 	o.SetResourceVersion("")
-	if a := o.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" {
+	if a := o.GetAnnotations(); a != nil {
 		delete(a, corev1.LastAppliedConfigAnnotation)
 	}
 	switch o := o.(type) {
@@ -35,15 +37,25 @@ func (s *store) strip(obj any) (source.Object, error) {
 	case *inferencev1.InferencePool:
 		o.Status = inferencev1.InferencePoolStatus{}
 	case *corev1.Pod:
-		// Heartbeats and probes' times change often and mean nothing here.
-		ready := o.Status.Conditions[:0:0]
-		for _, c := range o.Status.Conditions {
-			if c.Type == corev1.PodReady {
-				ready = append(ready, corev1.PodCondition{Type: c.Type, Status: c.Status})
-			}
+		stripPod(o)
+	case *discoveryv1.EndpointSlice:
+		for i := range o.Endpoints {
+			e := &o.Endpoints[i]
+			*e = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions}
 		}
-		o.Spec = corev1.PodSpec{}
-		o.Status = corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs, Conditions: ready}
 	}
-	return o, nil
+	return nil
+}
+
+// stripPod leaves of a Pod where it is and whether it is ready: probes' and heartbeats'
+// times change often, and its spec is most of it.
+func stripPod(o *corev1.Pod) {
+	var ready []corev1.PodCondition
+	for _, c := range o.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			ready = append(ready, corev1.PodCondition{Type: c.Type, Status: c.Status})
+		}
+	}
+	o.Spec, o.OwnerReferences = corev1.PodSpec{}, nil
+	o.Status = corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, Conditions: ready}
 }

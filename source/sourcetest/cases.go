@@ -24,7 +24,7 @@ func route(name, host string) string {
 kind: HTTPRoute
 metadata: {name: %s, namespace: default}
 spec:
-  hostnames: [%s]
+  hostnames: ["%s"]
   parentRefs: [{name: gateway}]
   rules:
   - backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: pool}]
