@@ -1,6 +1,7 @@
 package dir_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -62,4 +63,24 @@ func TestSource(t *testing.T) {
 		path := t.TempDir()
 		return start(path), world(path)
 	})
+}
+
+func TestPipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("apiVersion: v1\nkind: Namespace\nmetadata: {name: piped}\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	path := fmt.Sprintf("/dev/fd/%d", r.Fd())
+	if err := start(path).Run(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "cannot be watched") {
+		t.Errorf("Run on a pipe: %v; want an error that says that it cannot be watched", err)
+	}
+	got, err := dir.Read([]string{path}, nil)
+	if err != nil || len(got.Objects) != 1 || got.Objects[0].Ref.Name != "piped" {
+		t.Errorf("Read of a pipe: %+v, %v; want one Namespace", got.Objects, err)
+	}
 }

@@ -85,12 +85,26 @@ func (s *snapshot) root(path string, h *hints) {
 	}
 	path = filepath.Clean(path)
 	s.roots = append(s.roots, path)
+	if info, err := os.Stat(path); err == nil && !info.IsDir() && !info.Mode().IsRegular() {
+		s.pipe(path, h)
+		return
+	}
 	real, err := h.follow(path)
 	if err != nil {
 		s.fail(path, err)
 		return
 	}
 	s.entry(path, real, true, h)
+}
+
+// pipe reads what can be read once only, such as a shell's <(command).
+func (s *snapshot) pipe(path string, h *hints) {
+	if h != nil {
+		s.fail(path, fmt.Errorf("%s is neither a directory nor a regular file, so it cannot be watched", path))
+		return
+	}
+	text, err := os.ReadFile(path)
+	s.add(path, text, time.Time{}, err)
 }
 
 // entry reads the file or directory at real, which the user knows as path.
