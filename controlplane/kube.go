@@ -32,7 +32,8 @@ func ServeKube(ctx context.Context, cfg KubeConfig) error {
 	if err != nil {
 		return err
 	}
-	cfg.Sources = []source.Source{sourcekube.New(sourcekube.Options{Config: cfg.Client, Namespaces: cfg.Watch, Logger: cfg.Logger.Named("source")})}
+	cfg.Sources = []source.Source{sourcekube.New(sourcekube.Options{
+		Config: cfg.Client, Namespaces: cfg.Watch, Logger: cfg.Logger.Named("source"), Observe: writer.Observe})}
 	cfg.Status = status.Fan(cfg.Book, writer)
 
 	group, ctx := errgroup.WithContext(ctx)

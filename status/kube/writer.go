@@ -1,15 +1,18 @@
 // Package kube writes statuses to a Kubernetes API server.
 //
-// Of each object the newest status is kept for ever, so that a replica that becomes
-// the leader can write all of them. An object is written by at most one worker at a
-// time, only when its status in the API server differs, and only by the leader. What
-// other controllers wrote there stays as it is, in its order.
+// Of each object the newest status is kept, so that a replica that becomes the leader can
+// write all of them. An object is written by at most one worker at a time, only when its
+// status in the API server differs, and only by the leader. What other controllers wrote
+// there stays as it is, in its order; what they took away of ours is written again.
+//
+//	writer.go  Writer: what is wanted, who writes it, when again
+//	merge.go   wanted and found status → what has to be written
+//	pace.go    how often one object may be written
 package kube
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -20,8 +23,11 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
+	inferencev1 "sigs.k8s.io/gateway-api-inference-extension/api/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"signalbox.dev/source"
 	sourcekube "signalbox.dev/source/kube"
@@ -42,47 +48,64 @@ type Writer struct {
 	kinds   map[source.Kind]source.KindInfo
 	queue   workqueue.TypedRateLimitingInterface[source.Ref]
 	leads   atomic.Bool
-	now     func() time.Time
 	writes  *prometheus.CounterVec
 
 	mu     sync.Mutex
 	wanted map[source.Ref]translator.Status
-	pace   map[source.Ref]pace
-}
-
-// pace is how fast one object may be written: a Gateway that a thousand routes attach
-// to is written a few times, not a thousand.
-type pace struct {
-	next time.Time     // not before
-	gap  time.Duration // grows while writes keep coming
+	paces  map[source.Ref]pace
 }
 
 const (
-	firstGap = 100 * time.Millisecond
-	maxGap   = 2 * time.Second
-	workers  = 8
+	workers = 8
+	// patience is how long one request may take: an API server that hangs must not hold
+	// up the workers when it is back.
+	patience = 10 * time.Second
+	// Failed writes are tried again after these times, doubling. API servers come back,
+	// and then statuses must not be late.
+	firstRetry, lastRetry = 50 * time.Millisecond, 5 * time.Second
 )
 
 // New returns a Writer; Run does the work.
 func New(o Options) (*Writer, error) {
+	config := rest.CopyConfig(o.Config)
+	config.QPS = -1 // the workers are the limit: each has one request at a time
 	w := &Writer{
-		log: o.Logger, now: time.Now,
-		clients: map[source.Kind]*rest.RESTClient{}, kinds: map[source.Kind]source.KindInfo{},
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[source.Ref](50*time.Millisecond, 30*time.Second)),
+		log: o.Logger, clients: map[source.Kind]*rest.RESTClient{}, kinds: map[source.Kind]source.KindInfo{},
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[source.Ref](firstRetry, lastRetry)),
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "signalbox_status_writes_total",
-			Help: "Writes of statuses, by what came of them."}, []string{"kind", "result"}),
-		wanted: map[source.Ref]translator.Status{}, pace: map[source.Ref]pace{},
+			Help: "Statuses that were to be written to the API server, by what came of it: written, same, conflict, error."}, []string{"kind", "result"}),
+		wanted: map[source.Ref]translator.Status{}, paces: map[source.Ref]pace{},
 	}
 	o.Registerer.MustRegister(w.writes)
 	scheme := sourcekube.NewScheme()
 	for _, k := range source.Kinds {
-		c, err := sourcekube.RESTClient(o.Config, scheme, k.GVK.GroupVersion())
+		if statusOf(k.New()) == nil {
+			continue
+		}
+		c, err := sourcekube.RESTClient(config, scheme, k.GVK.GroupVersion())
 		if err != nil {
 			return nil, fmt.Errorf("client for %s: %w", k.GVK.GroupVersion(), err)
 		}
 		w.clients[k.Kind], w.kinds[k.Kind] = c, k
 	}
 	return w, nil
+}
+
+// statusOf returns the status of an object of a kind that signalbox writes, else nil.
+func statusOf(o source.Object) any {
+	switch o := o.(type) {
+	case *gatewayv1.GatewayClass:
+		return &o.Status
+	case *gatewayv1.Gateway:
+		return &o.Status
+	case *gatewayv1.HTTPRoute:
+		return &o.Status
+	case *inferencev1.InferencePool:
+		return &o.Status
+	case *gatewayv1.BackendTLSPolicy:
+		return &o.Status
+	}
+	return nil
 }
 
 // Write implements status.Writer.
@@ -96,6 +119,31 @@ func (w *Writer) Write(statuses []translator.Status) {
 		for _, s := range statuses {
 			w.queue.Add(s.Ref)
 		}
+	}
+}
+
+// Observe takes an object as the API server has it now (source/kube's Options.Observe). If
+// its status is not the one that was written, because somebody has overwritten it, it is
+// written again.
+func (w *Writer) Observe(o source.Object) {
+	status := statusOf(o)
+	if status == nil || !w.leads.Load() {
+		return
+	}
+	ref := source.RefOf(o)
+	w.mu.Lock()
+	want, known := w.wanted[ref]
+	w.mu.Unlock()
+	if !known || o.GetGeneration() != want.Generation {
+		return // what is to be said of it is on its way
+	}
+	have, err := asMap(status)
+	if err != nil {
+		w.log.Error("status not understood", zap.Stringer("object", ref), zap.Error(err))
+		return
+	}
+	if fields, err := merge(want, have, time.Now()); err == nil && len(fields) > 0 {
+		w.queue.Add(ref)
 	}
 }
 
@@ -113,9 +161,9 @@ func (w *Writer) Lead(leads bool) {
 
 // Run writes until ctx ends.
 func (w *Writer) Run(ctx context.Context) error {
-	var wg sync.WaitGroup
+	var group sync.WaitGroup
 	for range workers {
-		wg.Go(func() {
+		group.Go(func() {
 			for {
 				ref, shutdown := w.queue.Get()
 				if shutdown {
@@ -128,101 +176,107 @@ func (w *Writer) Run(ctx context.Context) error {
 	}
 	<-ctx.Done()
 	w.queue.ShutDown()
-	wg.Wait()
+	group.Wait()
 	return nil
 }
 
 // handle brings one object's status up to date, or puts the object back for later.
 func (w *Writer) handle(ctx context.Context, ref source.Ref) {
-	if !w.leads.Load() || ctx.Err() != nil {
-		return
-	}
 	w.mu.Lock()
-	status, pace := w.wanted[ref], w.pace[ref]
+	want, known := w.wanted[ref]
+	wait := time.Until(w.paces[ref].next)
 	w.mu.Unlock()
-	if wait := pace.next.Sub(w.now()); wait > 0 {
+	switch {
+	case !known || !w.leads.Load() || ctx.Err() != nil:
+		return
+	case wait > 0:
 		w.queue.AddAfter(ref, wait)
 		return
 	}
-	wrote, err := w.write(ctx, ref, status)
-	result := "same"
-	switch {
-	case apierrors.IsConflict(err):
-		result = "conflict"
-		w.queue.AddRateLimited(ref)
-	case err != nil:
-		result = "error"
-		w.log.Warn("status not written", zap.Stringer("object", ref), zap.Error(err))
-		w.queue.AddRateLimited(ref)
-	default:
-		w.queue.Forget(ref)
-		if wrote {
-			result = "written"
-			w.slow(ref, pace)
-		}
-		w.forget(ref, status)
-	}
+	result, err := w.write(ctx, ref, want)
 	w.writes.WithLabelValues(string(ref.Kind), result).Inc()
-}
-
-// slow makes the next write of an object wait, the longer the closer writes follow
-// each other.
-func (w *Writer) slow(ref source.Ref, p pace) {
-	now := w.now()
-	if now.Sub(p.next) > maxGap {
-		p.gap = firstGap
-	} else {
-		p.gap = min(2*max(p.gap, firstGap), maxGap)
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		w.queue.Forget(ref)
+		w.settle(ref, want, result == written)
+	case apierrors.IsInvalid(err): // it is no better the next time
+		w.queue.Forget(ref)
+		w.log.Error("the API server refuses a status", zap.Stringer("object", ref), zap.Error(err))
+	default:
+		if result != conflict && w.queue.NumRequeues(ref) == 0 {
+			w.log.Warn("status not written; it is tried again", zap.Stringer("object", ref), zap.Error(err))
+		}
+		w.queue.AddRateLimited(ref)
 	}
-	p.next = now.Add(p.gap)
-	w.mu.Lock()
-	w.pace[ref] = p
-	w.mu.Unlock()
 }
 
-// forget drops an object of which there is nothing more to say, unless that has changed.
-func (w *Writer) forget(ref source.Ref, said translator.Status) {
+// settle notes what follows from an object's status being as it should: a pause after a
+// write, and nothing to remember of an object of which there is nothing more to say.
+func (w *Writer) settle(ref source.Ref, said translator.Status, wrote bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if now := w.wanted[ref]; said.Empty() && now.Empty() {
+	if wrote {
+		w.paces[ref] = w.paces[ref].after(time.Now())
+	}
+	if said.Empty() && w.wanted[ref].Empty() {
 		delete(w.wanted, ref)
-		delete(w.pace, ref)
+		delete(w.paces, ref)
 	}
 }
 
-// write reads the object, merges, and patches its status if it differs. The resource
-// version in the patch makes a conflict of a write that came between.
-func (w *Writer) write(ctx context.Context, ref source.Ref, status translator.Status) (bool, error) {
-	kind := w.kinds[ref.Kind]
-	object := kind.New()
-	request := w.clients[ref.Kind].Get().Resource(kind.Resource).Name(ref.Name)
-	if kind.Namespaced {
-		request.Namespace(ref.Namespace)
-	}
-	switch err := request.Do(ctx).Into(object); {
-	case apierrors.IsNotFound(err):
-		return false, nil // it is gone: the source will say so
-	case err != nil:
-		return false, err
-	}
-	merged, changed, err := merge(object, status, metav1.NewTime(w.now()))
-	if err != nil || !changed {
-		return false, err
-	}
-	patch, err := json.Marshal(map[string]any{
-		"metadata": map[string]any{"resourceVersion": object.GetResourceVersion()}, "status": merged})
-	if err != nil {
-		return false, fmt.Errorf("status of %s: %w", ref, err)
-	}
-	put := w.clients[ref.Kind].Patch(types.MergePatchType).Resource(kind.Resource).Name(ref.Name).SubResource("status").Body(patch)
-	if kind.Namespaced {
-		put.Namespace(ref.Namespace)
-	}
-	err = put.Do(ctx).Error()
+// The results of a write.
+const (
+	written  = "written"
+	unneeded = "same"
+	conflict = "conflict"
+	failed   = "error"
+)
+
+// write reads the object, merges, and patches the fields of its status that differ. The
+// resource version in the patch makes a conflict of a write that came between.
+func (w *Writer) write(ctx context.Context, ref source.Ref, want translator.Status) (result string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	raw, err := w.of(w.clients[ref.Kind].Get(), ref).Do(ctx).Raw()
 	if apierrors.IsNotFound(err) {
-		return false, nil
+		return unneeded, nil // the source will say so
+	} else if err != nil {
+		return failed, err
 	}
-	return err == nil, err
+	var have struct {
+		Metadata metav1.ObjectMeta `json:"metadata"`
+		Status   map[string]any    `json:"status"`
+	}
+	if err := utiljson.Unmarshal(raw, &have); err != nil {
+		return failed, fmt.Errorf("what the API server sent: %w", err)
+	}
+	if want.Generation != 0 && have.Metadata.Generation != want.Generation {
+		return unneeded, nil // it has been changed, or made anew: what is to be said of that is on its way
+	}
+	fields, err := merge(want, have.Status, time.Now())
+	if err != nil {
+		return failed, err
+	} else if len(fields) == 0 {
+		return unneeded, nil
+	}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"resourceVersion": have.Metadata.ResourceVersion}, "status": fields})
+	if err != nil {
+		return failed, err
+	}
+	err = w.of(w.clients[ref.Kind].Patch(types.MergePatchType), ref).SubResource("status").Body(patch).Do(ctx).Error()
+	switch {
+	case err == nil:
+		return written, nil
+	case apierrors.IsNotFound(err):
+		return unneeded, nil
+	case apierrors.IsConflict(err):
+		return conflict, err
+	}
+	return failed, err
 }
 
-var errKind = errors.New("objects of this kind have no status of ours")
+// of makes a request one for an object.
+func (w *Writer) of(r *rest.Request, ref source.Ref) *rest.Request {
+	return r.NamespaceIfScoped(ref.Namespace, ref.Namespace != "").Resource(w.kinds[ref.Kind].Resource).Name(ref.Name)
+}
