@@ -41,7 +41,7 @@ func (a *attempt) run(ctx context.Context) {
 	stream, err := extprocv3.NewExternalProcessorClient(cc).Process(ctx)
 	if err != nil {
 		if status.Code(err) == codes.Unavailable && ctx.Err() == nil {
-			a.remote.die("cannot connect", err)
+			a.remote.avoid("cannot connect", err)
 		}
 		a.err = err
 		return

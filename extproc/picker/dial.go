@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"net"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,6 +58,7 @@ type remote struct {
 	mu       sync.Mutex
 	conn     *shared       // nil until used
 	died     chan struct{} // closed when it dies; a new one when it revives
+	mourned  bool          // died is closed
 	waiting  int           // requests that wait for an answer
 	asked    time.Time     // when a request last wanted it
 	watching bool
@@ -192,6 +194,10 @@ func (r *remote) dropConn() {
 	}
 }
 
+// dialer has the kernel notice a connection whose other end is gone without a word (see
+// avoid). Pickers see nothing of TCP's keepalive.
+var dialer = net.Dialer{KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: time.Second, Count: 5}}
+
 func (r *remote) dial() (*grpc.ClientConn, error) {
 	creds := insecure.NewCredentials()
 	if r.tls != nil {
@@ -200,6 +206,9 @@ func (r *remote) dial() (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///"+r.key.endpoint,
 		grpc.WithTransportCredentials(creds),
 		grpc.WithNoProxy(), // a picker is never behind the proxy of the environment
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", address)
+		}),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableRetry(), // the relay has its own, which knows what was given back
 		grpc.WithInitialWindowSize(streamWindow), grpc.WithInitialConnWindowSize(connWindow),
@@ -229,11 +238,28 @@ func (r *remote) load() (waiting int, alive bool) {
 func (r *remote) die(why string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.setAside(why, err)
+	if r.dead.Load() && !r.mourned {
+		r.mourned = true
+		close(r.died)
+	}
+}
+
+// avoid takes the picker out of use for new requests, since it takes no connections. It may
+// be one that ends gracefully: then what waits on it is still answered, on the connection
+// that it has. If its process is gone, that connection is broken and says so.
+func (r *remote) avoid(why string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.setAside(why, err)
+}
+
+// setAside makes new requests avoid the picker until a probe is answered. Caller holds mu.
+func (r *remote) setAside(why string, err error) {
 	if r.closed || !r.dead.CompareAndSwap(false, true) {
 		return
 	}
 	r.log.Warn("endpoint picker is out of use until it answers a probe", zap.String("why", why), zap.Error(err))
-	close(r.died)
 	r.startWatch(r.timing.revive)
 }
 

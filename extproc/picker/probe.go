@@ -3,8 +3,10 @@ package picker
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net/http"
+	"syscall"
 	"time"
 )
 
@@ -115,6 +117,8 @@ func (r *remote) watch(first time.Duration) {
 		case err == nil || r.lastHeard.Load() >= begin.UnixNano():
 			misses = 0
 			r.alive()
+		case errors.Is(err, syscall.ECONNREFUSED):
+			r.avoid("refuses connections", err)
 		default:
 			if misses++; misses >= probeMisses {
 				r.die("no answer to probes", err)
@@ -154,7 +158,9 @@ func (r *remote) alive() {
 // revive opens the circuit for new requests. Caller holds mu.
 func (r *remote) revive() {
 	if r.dead.CompareAndSwap(true, false) {
-		r.died = make(chan struct{})
+		if r.mourned {
+			r.died, r.mourned = make(chan struct{}), false
+		}
 		r.dropConn() // grpc-go may be backing off, or hold a connection that leads nowhere
 	}
 }
