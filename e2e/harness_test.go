@@ -118,6 +118,19 @@ func startBox(t testing.TB, files map[string]string, o boxOptions) *box {
 	return b
 }
 
+// waitExit waits until signalbox has ended and checks its exit status.
+func (b *box) waitExit(want int) {
+	b.t.Helper()
+	select {
+	case <-b.exited:
+		if got := b.cmd.ProcessState.ExitCode(); got != want {
+			b.t.Errorf("signalbox ended with exit status %d; want %d", got, want)
+		}
+	case <-time.After(2 * patience):
+		b.t.Fatalf("signalbox did not end within %v", 2*patience)
+	}
+}
+
 // waitReady waits for the next ready line and returns it.
 func (b *box) waitReady() string {
 	b.t.Helper()

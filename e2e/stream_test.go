@@ -93,7 +93,7 @@ func TestStreamEachEventAtOnce(t *testing.T) {
 				l := newLockstep(events)
 				step.Store(l)
 				resp, _ := openStream(t, newClient(t, protocol), b.URL+path)
-				lines := bufio.NewScanner(resp.Body)
+				lines := newEvents(resp)
 				for i := range events {
 					if got, want := nextEvent(t, lines), fmt.Sprintf(`{"i":%d}`, i); got != want {
 						t.Fatalf("event %d is %s; want %s", i, got, want)
@@ -107,6 +107,9 @@ func TestStreamEachEventAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// newEvents reads a response as lines.
+func newEvents(resp *http.Response) *bufio.Scanner { return bufio.NewScanner(resp.Body) }
 
 // nextEvent returns the data of the next server-sent event.
 func nextEvent(t *testing.T, lines *bufio.Scanner) string {
@@ -131,7 +134,7 @@ func TestStreamTiming(t *testing.T) {
 			t.Run(protocol+path, func(t *testing.T) {
 				t.Parallel()
 				resp, _ := openStream(t, newClient(t, protocol), fmt.Sprintf("%s/stream/%d/%v", b.URL+path, events, gap))
-				lines := bufio.NewScanner(resp.Body)
+				lines := newEvents(resp)
 				var first, last time.Time
 				var late time.Duration
 				for range events {
@@ -169,7 +172,7 @@ func TestStreamAbort(t *testing.T) {
 				l := newLockstep(10)
 				step.Store(l)
 				resp, cancel := openStream(t, newClient(t, protocol), b.URL+path)
-				nextEvent(t, bufio.NewScanner(resp.Body))
+				nextEvent(t, newEvents(resp))
 				cancel()
 				waitClosed(t, l.gone, "the pod sees that the client has gone")
 			})
