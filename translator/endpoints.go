@@ -150,6 +150,9 @@ func (t *tables) serviceEndpoints(r *incr.Reads, service key, port servicePort) 
 	ready, terminating := endpointSet{guard: t.opt.GuardAddresses}, endpointSet{guard: t.opt.GuardAddresses}
 	for _, k := range t.slicesByService.Keys(r, service) {
 		slice, _ := t.slices.Get(r, k)
+		if len(slice.Endpoints) == 0 {
+			continue // such as Kubernetes makes for a Service without Pods: no ports either
+		}
 		object := "EndpointSlice " + string(k)
 		i := slices.IndexFunc(slice.Ports, func(p discoveryv1.EndpointPort) bool {
 			return ptr.Deref(p.Name, "") == port.Name && p.Port != nil

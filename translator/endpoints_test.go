@@ -137,6 +137,7 @@ spec: {ports: [{name: a, port: 80}, {name: b, port: 81}]}`
 		{"ready before terminating", []string{of("x", "ports: [{name: a, port: 2}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}]")}, []string{"10.0.0.1:2"}, nil},
 		{"only terminating", []string{of("x", "ports: [{name: a, port: 2}]\nendpoints: [{addresses: [10.0.0.1], conditions: {ready: false}}, {addresses: [10.0.0.2], conditions: {ready: false, serving: true, terminating: true}}, {addresses: [10.0.0.3], conditions: {ready: false, serving: false, terminating: true}}]")}, []string{"10.0.0.2:2"}, nil},
 		{"no port of the name", []string{of("x", "ports: [{port: 2}]\nendpoints: [{addresses: [10.0.0.1]}]")}, nil, []string{`EndpointSlice default/x: no port is named "a"`}},
+		{"no Pods: neither endpoints nor ports", []string{of("x", "ports: []\nendpoints: []"), of("y", "")}, nil, nil},
 		{"another Service's", []string{strings.Replace(of("x", "ports: [{name: a, port: 2}]\nendpoints: [{addresses: [10.0.0.1]}]"), "service-name: s", "service-name: t", 1)}, nil, nil},
 		{"another namespace's", []string{strings.Replace(of("x", "ports: [{name: a, port: 2}]\nendpoints: [{addresses: [10.0.0.1]}]"), "name: x", "name: x, namespace: other", 1)}, nil, nil},
 	} {
