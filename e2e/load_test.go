@@ -140,7 +140,7 @@ type load struct {
 	t       testing.TB
 	url     string
 	ledger  *ledger
-	targets []*loadTarget
+	targets atomic.Pointer[[]*loadTarget]
 	clients []*http.Client
 	slots   chan struct{}
 	cancel  context.CancelFunc
@@ -159,7 +159,8 @@ type load struct {
 // startLoad begins to send. tlsConfig is nil for plain HTTP.
 func startLoad(t testing.TB, url string, l *ledger, tlsConfig *tls.Config, targets ...*loadTarget) *load {
 	t.Helper()
-	x := &load{t: t, url: url, ledger: l, targets: targets, slots: make(chan struct{}, loadSlots), failures: map[string]int{}, ids: map[string]bool{}}
+	x := &load{t: t, url: url, ledger: l, slots: make(chan struct{}, loadSlots), failures: map[string]int{}, ids: map[string]bool{}}
+	x.targets.Store(&targets)
 	for _, http2 := range []bool{false, true} {
 		x.clients = append(x.clients, x.client(http2, tlsConfig))
 	}
@@ -176,7 +177,7 @@ func (x *load) client(http2 bool, tlsConfig *tls.Config) *http.Client {
 	protocols.SetHTTP1(!http2)
 	protocols.SetUnencryptedHTTP2(http2 && tlsConfig == nil)
 	protocols.SetHTTP2(http2 && tlsConfig != nil)
-	tr := &http.Transport{Protocols: protocols, MaxIdleConnsPerHost: 2 * loadSlots, DisableCompression: true, TLSClientConfig: tlsConfig,
+	tr := &http.Transport{Protocols: protocols, MaxIdleConnsPerHost: 2 * loadSlots, DisableCompression: true, TLSClientConfig: tlsConfig.Clone(),
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			var d net.Dialer
 			c, err := d.DialContext(ctx, network, address)
@@ -199,6 +200,12 @@ func (c *watchedConn) Read(b []byte) (int, error) {
 		c.load.closed.Add(1)
 	}
 	return n, err
+}
+
+// add adds a target to those that the load goes to.
+func (x *load) add(target *loadTarget) {
+	targets := append(slices.Clone(*x.targets.Load()), target)
+	x.targets.Store(&targets)
 }
 
 // run sends at the rate until ctx ends.
@@ -230,8 +237,9 @@ var loadKinds = []string{"small", "small", "large", "small", "stream", "small", 
 
 // one sends the n-th request and checks its answer.
 func (x *load) one(n int64) {
-	target := x.targets[n%int64(len(x.targets))]
-	round := n / int64(len(x.targets))
+	targets := *x.targets.Load()
+	target := targets[n%int64(len(targets))]
+	round := n / int64(len(targets))
 	kind := loadKinds[round%int64(len(loadKinds))]
 	protocol := (round + round/int64(len(loadKinds))) % 2
 	id := fmt.Sprintf("%s-%d", target.name, n)
