@@ -208,6 +208,11 @@ func (p *plan) unwant(it *item, now time.Time) {
 	it.want, it.staged = nil, nil
 	delete(k.review, it)
 	delete(k.staged, it)
+	if it.refused && it.acked == nil {
+		// The Envoy holds nothing that could stay in force, and should this come back, it
+		// is tried again: the port that was taken may be free by then.
+		it.sent, it.refused = nil, false
+	}
 	it.ready = sendable(it.sent)
 	if k.typ == xds.Endpoint {
 		if c := p.kinds[xds.Cluster].items[it.name]; c != nil && c.want != nil {

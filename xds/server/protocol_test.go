@@ -186,6 +186,25 @@ func TestNACKOfOneCluster(t *testing.T) {
 	})
 }
 
+// What was refused, went and comes back is sent again, at once.
+func TestRefusedComesBack(t *testing.T) {
+	both(t, func(t *testing.T, delta bool) {
+		h, e := start(t, delta)
+		bad := put(listener("m", "bad"))
+		for range 2 {
+			h.Publish(bad)
+			m := e.take(xds.Listener)
+			if want := map[bool]string{true: "m@bad", false: "l@1 m@bad"}[delta]; m.String() != want {
+				t.Errorf("LDS response: %v, want %s", m, want)
+			}
+			e.nack(m, "Error adding/updating listener(s) m: cannot bind")
+			e.quiet(time.Second) // and is not sent again by itself
+			h.Publish(gone(xds.Listener, "m"))
+			e.quiet(time.Second)
+		}
+	})
+}
+
 // A delta Envoy that reconnects is sent only what is different, and loses what is not
 // wanted any more only after what replaces it.
 func TestReconnectDelta(t *testing.T) {
