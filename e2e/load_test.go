@@ -36,13 +36,15 @@ const (
 // ledger counts what the pods of a load receive: each request must arrive exactly once.
 type ledger struct {
 	released chan struct{} // closed: streams below /hold/ come to their end
+	release  func()        // closes it
 
 	mu      sync.Mutex
 	arrived map[string]int // by headerLoad
 }
 
 func newLedger() *ledger {
-	return &ledger{released: make(chan struct{}), arrived: map[string]int{}}
+	released := make(chan struct{})
+	return &ledger{released: released, release: sync.OnceFunc(func() { close(released) }), arrived: map[string]int{}}
 }
 
 // startPod starts a pod whose requests are entered in the ledger. Listen may name an
@@ -167,7 +169,10 @@ func startLoad(t testing.TB, url string, l *ledger, tlsConfig *tls.Config, targe
 	ctx, cancel := context.WithTimeout(t.Context(), loadTime)
 	x.cancel = cancel
 	x.running.Go(func() { x.run(ctx) })
-	t.Cleanup(cancel)
+	t.Cleanup(func() { // before the gateway is stopped, which waits for streams
+		cancel()
+		l.release()
+	})
 	x.during(50) // every part of the way has been used once
 	return x
 }
@@ -440,11 +445,7 @@ func (x *load) errors() []string {
 func (x *load) stop() []string {
 	x.cancel()
 	x.running.Wait()
-	select {
-	case <-x.ledger.released:
-	default:
-		close(x.ledger.released)
-	}
+	x.ledger.release()
 	x.holds.Wait()
 	x.ended.Store(true)
 	wrong := x.errors()
