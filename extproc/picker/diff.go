@@ -79,7 +79,7 @@ func diff(f fields, m *extprocv3.HeaderMutation) (*extprocv3.HeaderMutation, err
 		for i, v := range now {
 			o := overwrite(key, v)
 			if i > 0 { // ext_proc takes the zero value of append_action for "unset", and then reads append
-				o.AppendAction, o.Append = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD, wrapperspb.Bool(true)
+				o.AppendAction, o.Append = corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD, wrapperspb.Bool(true) //nolint:staticcheck // deprecated, and needed
 			}
 			out.SetHeaders = append(out.SetHeaders, o)
 		}

@@ -6,7 +6,6 @@ import (
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
-	"google.golang.org/protobuf/types/known/wrapperspb"
 	"pgregory.net/rapid"
 
 	"signalbox.dev/extproc/contract"
@@ -23,7 +22,7 @@ func mutated(f fields, m *extprocv3.HeaderMutation) fields {
 	}
 	for _, o := range m.GetSetHeaders() {
 		k, v := o.GetHeader().GetKey(), string(o.GetHeader().GetRawValue())
-		if o.GetAppend().GetValue() {
+		if appends(o) {
 			out[k] = append(out[k], v)
 		} else {
 			out[k] = []string{v}
@@ -40,11 +39,7 @@ func TestDiff(t *testing.T) {
 		o.AppendAction = a
 		return o
 	}
-	again := func(k, v string) *corev3.HeaderValueOption {
-		o := option(k, v)
-		o.Append = wrapperspb.Bool(true)
-		return o
-	}
+	again := appending
 	set := func(o ...*corev3.HeaderValueOption) *extprocv3.HeaderMutation {
 		return &extprocv3.HeaderMutation{SetHeaders: o}
 	}
@@ -98,10 +93,14 @@ func TestDiff(t *testing.T) {
 	}
 }
 
+func appends(o *corev3.HeaderValueOption) bool {
+	return o.GetAppend().GetValue() //nolint:staticcheck // deprecated, and what Envoy reads
+}
+
 // mutatedByEnvoy applies what diff made, which says append by its action.
 func mutatedByEnvoy(f fields, m *extprocv3.HeaderMutation) fields {
 	for _, o := range m.GetSetHeaders() {
-		if o.GetAppendAction() == corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD && o.GetAppend() == nil {
+		if o.GetAppendAction() == corev3.HeaderValueOption_APPEND_IF_EXISTS_OR_ADD && !appends(o) {
 			panic("append_action 0 without append means overwrite to Envoy")
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"strings"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -164,7 +164,7 @@ type envoy struct {
 }
 
 // open opens a stream as the pool's route says.
-func (g *gateway) open(t reporter, ctx context.Context, cfg contract.Picker) extprocv3.ExternalProcessor_ProcessClient {
+func (g *gateway) open(ctx context.Context, t reporter, cfg contract.Picker) extprocv3.ExternalProcessor_ProcessClient {
 	t.Helper()
 	for _, kv := range cfg.Metadata() {
 		ctx = metadata.AppendToOutgoingContext(ctx, kv[0], kv[1])
@@ -192,7 +192,7 @@ func (g *gateway) do(ctx context.Context, t reporter, cfg contract.Picker, x exc
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	e := &envoy{cfg: cfg, x: x, stream: g.open(t, ctx, cfg)}
+	e := &envoy{cfg: cfg, x: x, stream: g.open(ctx, t, cfg)}
 	var sender sync.WaitGroup
 	sender.Go(e.request)
 	err := e.replies(&sender)
@@ -362,11 +362,14 @@ func at(endpoints ...string) contract.Picker {
 
 func open(p contract.Picker) contract.Picker { p.FailOpen = true; return p }
 
-// text makes a body of n bytes that no two places share.
-func bytesOf(n int) []byte {
-	var b strings.Builder
-	for i := 0; b.Len() < n; i++ {
-		fmt.Fprintf(&b, "%d,", i)
+// bytesOf returns a body of n bytes of which no two places look the same. It is shared:
+// append copies it, nothing else may write to it.
+func bytesOf(n int) []byte { return allBytes()[:n:n] }
+
+var allBytes = sync.OnceValue(func() []byte {
+	var b []byte
+	for i := 0; len(b) < larger; i++ {
+		b = append(strconv.AppendInt(b, int64(i), 10), ',')
 	}
-	return []byte(b.String()[:n])
-}
+	return b
+})

@@ -370,7 +370,7 @@ func TestWrongSetup(t *testing.T) {
 	if _, err = stream.Recv(); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("without metadata: %v", err)
 	}
-	stream = g.open(t, t.Context(), at("127.0.0.1:1"))
+	stream = g.open(t.Context(), t, at("127.0.0.1:1"))
 	_ = stream.Send(&fromEnvoy{Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{}},
 		ProtocolConfig: &extprocv3.ProtocolConfiguration{RequestBodyMode: filterv3.ProcessingMode_BUFFERED}})
 	if _, err = stream.Recv(); status.Code(err) != codes.FailedPrecondition {

@@ -2,6 +2,7 @@ package picker
 
 import (
 	"bytes"
+	"errors"
 	"strings"
 	"testing"
 
@@ -71,7 +72,7 @@ func TestResponseOutlivesPicker(t *testing.T) {
 						l := newFreezer(t)
 						p := &scripted{replyTo: nth(strings.TrimSuffix(at, " later"), n, func(s extprocv3.ExternalProcessor_ProcessServer) error {
 							err := f(s)
-							if err == errHang {
+							if errors.Is(err, errHang) {
 								l.freeze()
 								return nil
 							}
@@ -201,7 +202,7 @@ func TestResponseBeforePick(t *testing.T) {
 			return errOK
 		}}).process))
 		cfg.Response = mode
-		stream := g.open(t, t.Context(), cfg)
+		stream := g.open(t.Context(), t, cfg)
 		x := &envoy{cfg: cfg, x: exchange{respBody: [][]byte{[]byte("upstream timeout")}}, stream: stream}
 		x.request()
 		<-asked
@@ -228,7 +229,7 @@ func TestNoRequest(t *testing.T) {
 	p := &scripted{}
 	g := newGateway(t, Config{})
 	cfg := at(listen(t, p.process))
-	stream := g.open(t, t.Context(), cfg)
+	stream := g.open(t.Context(), t, cfg)
 	x := &envoy{cfg: cfg, x: exchange{respBody: tokens(3)}, stream: stream}
 	x.response()
 	for !x.out.respWhole {

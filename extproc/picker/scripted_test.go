@@ -205,11 +205,11 @@ func again(f fields, more map[string]string) *extprocv3.HeaderMutation {
 	}
 	for k, v := range more { // several values with | between
 		for i, v := range strings.Split(v, "|") {
-			o := option(k, v)
-			if i > 0 {
-				o.Append = wrapperspb.Bool(true)
+			if i == 0 {
+				m.SetHeaders = append(m.SetHeaders, option(k, v))
+			} else {
+				m.SetHeaders = append(m.SetHeaders, appending(k, v))
 			}
-			m.SetHeaders = append(m.SetHeaders, o)
 		}
 	}
 	return m
@@ -217,6 +217,12 @@ func again(f fields, more map[string]string) *extprocv3.HeaderMutation {
 
 func option(k, v string) *corev3.HeaderValueOption {
 	return &corev3.HeaderValueOption{Header: &corev3.HeaderValue{Key: k, RawValue: []byte(v)}}
+}
+
+func appending(k, v string) *corev3.HeaderValueOption {
+	o := option(k, v)
+	o.Append = wrapperspb.Bool(true) //nolint:staticcheck // deprecated, and what Envoy reads
+	return o
 }
 
 // picks is the answer that names an endpoint.

@@ -2,6 +2,7 @@ package picker
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -67,7 +68,7 @@ func (d *side) take(b []byte, eof bool) {
 func (p *player) process(s extprocv3.ExternalProcessor_ProcessServer) error {
 	m, err := s.Recv()
 	if err != nil {
-		return nil
+		return err
 	}
 	script := fieldsOf(m.GetRequestHeaders().GetHeaders()).first("x-script")
 	var mu sync.Mutex
@@ -95,7 +96,7 @@ func (p *player) process(s extprocv3.ExternalProcessor_ProcessServer) error {
 	for _, step := range strings.Fields(script) {
 		n, _ := strconv.Atoi(step)
 		if err := p.play(s, n, script, &mu, req, resp); err != nil {
-			if err == errOK {
+			if errors.Is(err, errOK) {
 				return nil
 			}
 			return err
@@ -176,7 +177,7 @@ func (p *player) play(s extprocv3.ExternalProcessor_ProcessServer, step int, scr
 
 // scripts are random, but often enough those of a picker that behaves for a while.
 func scripts() *rapid.Generator[[]int] {
-	any := rapid.IntRange(0, steps-1)
+	anything := rapid.IntRange(0, steps-1)
 	good := rapid.SampledFrom([][]int{
 		{waitRequest, sayHeaders, sayAllAndEnd, waitResponse, sayResponseHeaders, waitResponseEnd, sayResponseAllAndEnd},
 		{sayHeaders, sayPiece, sayPiece, waitRequest, sayAllAndEnd, waitResponse, sayResponseHeaders, sayResponsePiece, sayResponseAll, waitResponseEnd, sayResponseAllAndEnd},
@@ -185,7 +186,7 @@ func scripts() *rapid.Generator[[]int] {
 	return rapid.Custom(func(t *rapid.T) []int {
 		s := good.Draw(t, "good")
 		s = s[:rapid.IntRange(0, len(s)).Draw(t, "of it")]
-		return append(append([]int{}, s...), rapid.SliceOfN(any, 0, 6).Draw(t, "then")...)
+		return append(append([]int{}, s...), rapid.SliceOfN(anything, 0, 6).Draw(t, "then")...)
 	})
 }
 
@@ -254,7 +255,7 @@ func checkSequence(t *rapid.T, o *outcome, x exchange, cfg contract.Picker, give
 	}
 	want := bytes.Join(x.respBody, nil)
 	ended := has[sayResponseEnd] || has[sayResponseAllAndEnd]
-	if o.immediate != nil || !o.respWhole || !bytes.Equal(o.respBody, want) && !(ended && bytes.HasPrefix(want, o.respBody)) || o.respTrailers != x.respTrailers {
+	if o.immediate != nil || !o.respWhole || !bytes.Equal(o.respBody, want) && (!ended || !bytes.HasPrefix(want, o.respBody)) || o.respTrailers != x.respTrailers {
 		t.Fatalf("the client got %d bytes of %d, whole %v, trailers %v", len(o.respBody), len(want), o.respWhole, o.respTrailers)
 	}
 }
