@@ -2,12 +2,11 @@ package translator_test
 
 import (
 	"fmt"
-	"slices"
+	"sync"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	endpointv3 "github.com/envoyproxy/go-control-plane/envoy/config/endpoint/v3"
-	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
 	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
 	hcmv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/network/http_connection_manager/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -55,36 +54,29 @@ func walk(m proto.Message, f func(proto.Message) error) error {
 	return failed
 }
 
-// names are what the resources of one group are called and what they call one another.
-type names struct {
-	have, wanted map[xds.Type][]string
-	secretsUsed  []string // not wanted: the Secret may be missing or unusable
+// reading is what one resource calls others.
+type reading struct {
+	wanted  map[xds.Type][]string
+	secrets []string // not wanted: the Secret may be missing or unusable
+	fault   error
 }
 
-// fault returns what an Envoy would miss or refuse in the world, or nil: a message that
-// is not valid at any depth, a name that is not the resource's, a reference that leads
-// nowhere, a resource that nothing can need.
-func (w *world) fault() error {
-	groups := map[xds.Group]*names{}
-	for p, r := range w.resources {
-		n := groups[p.Group]
-		if n == nil {
-			n = &names{map[xds.Type][]string{}, map[xds.Type][]string{}, nil}
-			groups[p.Group] = n
-		}
-		if err := n.read(p, r); err != nil {
-			return fmt.Errorf("%s: %w", p, err)
-		}
+// readings remembers them by type, name and version: properties see the same resources
+// again and again.
+var readings sync.Map
+
+func read(r *xds.Resource) *reading {
+	k := [3]string{string(r.Type), r.Name, r.Version}
+	if known, ok := readings.Load(k); ok {
+		return known.(*reading)
 	}
-	for group, n := range groups {
-		if err := n.fault(); err != nil {
-			return fmt.Errorf("%s: %w", group, err)
-		}
-	}
-	return nil
+	out := &reading{wanted: map[xds.Type][]string{}}
+	out.fault = out.read(r)
+	readings.Store(k, out)
+	return out
 }
 
-func (n *names) read(p place, r *xds.Resource) error {
+func (n *reading) read(r *xds.Resource) error {
 	m, err := r.Any.UnmarshalNew()
 	if err != nil {
 		return err
@@ -93,45 +85,47 @@ func (n *names) read(p place, r *xds.Resource) error {
 	if err != nil || string(again) != string(r.Any.Value) {
 		return fmt.Errorf("not the deterministic bytes: %v", err)
 	}
-	if named, ok := m.(interface{ GetName() string }); ok && named.GetName() != p.Name || r.Name != p.Name || r.Type != p.Type {
-		return fmt.Errorf("is called %s %s", r.Type.Short(), r.Name)
+	name := func() string { return "" }
+	switch m := m.(type) {
+	case *endpointv3.ClusterLoadAssignment:
+		name = m.GetClusterName
+	case interface{ GetName() string }:
+		name = m.GetName
 	}
-	n.have[p.Type] = append(n.have[p.Type], p.Name)
+	if name() != r.Name {
+		return fmt.Errorf("is called %q inside", name())
+	}
+	return walk(m, n.message)
+}
+
+func (n *reading) message(m proto.Message) error {
+	if v, ok := m.(interface{ ValidateAll() error }); ok {
+		if err := v.ValidateAll(); err != nil {
+			return err
+		}
+	}
 	want := func(t xds.Type, name string) { n.wanted[t] = append(n.wanted[t], name) }
-	return walk(m, func(m proto.Message) error {
-		if v, ok := m.(interface{ ValidateAll() error }); ok {
-			if err := v.ValidateAll(); err != nil {
-				return err
-			}
+	switch m := m.(type) {
+	case *hcmv3.HttpConnectionManager:
+		want(xds.Route, m.GetRds().GetRouteConfigName())
+	case *tlsv3.SdsSecretConfig:
+		n.secrets = append(n.secrets, m.Name)
+	case *routev3.RouteAction:
+		if m.GetCluster() != "" {
+			want(xds.Cluster, m.GetCluster())
 		}
-		switch m := m.(type) {
-		case *hcmv3.HttpConnectionManager:
-			want(xds.Route, m.GetRds().GetRouteConfigName())
-		case *tlsv3.SdsSecretConfig:
-			n.secretsUsed = append(n.secretsUsed, m.Name)
-		case *routev3.RouteAction:
-			if m.GetCluster() != "" {
-				want(xds.Cluster, m.GetCluster())
-			}
-		case *routev3.WeightedCluster_ClusterWeight:
-			want(xds.Cluster, m.Name)
-		case *corev3.GrpcService_EnvoyGrpc:
-			want(xds.Cluster, m.ClusterName)
-		case *clusterv3.Cluster:
-			if m.GetType() == clusterv3.Cluster_EDS {
-				want(xds.Endpoint, m.Name)
-			}
-		case *endpointv3.ClusterLoadAssignment:
-			if p.Type == xds.Endpoint && m.ClusterName != p.Name {
-				return fmt.Errorf("is of the cluster %s", m.ClusterName)
-			}
-		case *routev3.RouteConfiguration:
-			return distinct(m)
-		case *listenerv3.Listener:
-			want(xds.Listener, m.Name) // nothing refers to listeners
+	case *routev3.WeightedCluster_ClusterWeight:
+		want(xds.Cluster, m.Name)
+	case *corev3.GrpcService_EnvoyGrpc:
+		want(xds.Cluster, m.ClusterName)
+	case *clusterv3.Cluster:
+		if m.GetType() == clusterv3.Cluster_EDS {
+			want(xds.Endpoint, m.Name)
 		}
-		return nil
-	})
+	case *routev3.RouteConfiguration:
+		return distinct(m)
+	}
+	return nil
 }
 
 // distinct: Envoy refuses a RouteConfiguration with two hosts of one name or domain.
@@ -146,27 +140,34 @@ func distinct(rc *routev3.RouteConfiguration) error {
 	return nil
 }
 
-func (n *names) fault() error {
-	for _, t := range xds.Types {
-		if t == xds.Secret {
-			continue
+// fault returns what an Envoy would miss or refuse in the world, or nil: a message that
+// is not valid at any depth, a name that is not the resource's, a reference that leads
+// nowhere, a resource that nothing can need.
+func (w *world) fault() error {
+	wanted := map[place]bool{}
+	for p, r := range w.resources {
+		n := read(r)
+		if n.fault != nil || r.Type != p.Type || r.Name != p.Name {
+			return fmt.Errorf("%s: %w", p, n.fault)
 		}
-		for _, name := range n.wanted[t] {
-			if name != translator.InvalidBackend && !slices.Contains(n.have[t], name) {
-				return fmt.Errorf("%s %s is referred to and missing", t.Short(), name)
+		for t, names := range n.wanted {
+			for _, name := range names {
+				at := place{p.Group, t, name}
+				if _, ok := w.resources[at]; !ok && name != translator.InvalidBackend {
+					return fmt.Errorf("%s refers to %s, which is missing", p, at)
+				}
+				wanted[at] = true
 			}
 		}
-		for _, name := range n.have[t] {
-			// A cluster may be there for a route that others cover, and the one of the process
-			// beside Envoy is there for the life of a Gateway.
-			if t != xds.Cluster && !slices.Contains(n.wanted[t], name) {
-				return fmt.Errorf("nothing refers to %s %s", t.Short(), name)
-			}
+		for _, name := range n.secrets {
+			wanted[place{p.Group, xds.Secret, name}] = true
 		}
 	}
-	for _, name := range n.have[xds.Secret] {
-		if !slices.Contains(n.secretsUsed, name) {
-			return fmt.Errorf("nothing refers to secret %s", name)
+	for p := range w.resources {
+		// A cluster may be there for a route that others cover, and the one of the process
+		// beside Envoy is there for the life of a Gateway.
+		if !wanted[p] && p.Type != xds.Listener && p.Type != xds.Cluster {
+			return fmt.Errorf("nothing refers to %s", p)
 		}
 	}
 	return nil

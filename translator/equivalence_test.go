@@ -20,27 +20,28 @@ import (
 func TestApplyIsTranslate(t *testing.T) {
 	all := goldens(t)
 	m := newMutator(all)
-	rapid.Check(t, func(t *rapid.T) {
-		first := rapid.SampledFrom(all).Draw(t, "golden")
-		second := rapid.SampledFrom(all).Draw(t, "another golden")
-		e := newEditor(m, first.options.translator(), first.objects, second.objects)
-		e.apply(t, added(e.all()...), nil)
-		for range rapid.IntRange(1, 6).Draw(t, "batches") {
-			var changes []source.Change
-			var acks []xds.Ack
-			for range rapid.IntRange(1, 4).Draw(t, "changes") {
-				if rapid.IntRange(0, 9).Draw(t, "ack") == 0 {
-					acks = append(acks, e.ack(t)...)
-				} else {
-					changes = append(changes, e.edit(t))
-				}
+	for _, k := range source.Kinds {
+		var with []*golden
+		for _, g := range all {
+			if slices.ContainsFunc(g.objects, func(o source.Object) bool { return source.RefOf(o).Kind == k.Kind }) {
+				with = append(with, g)
 			}
-			for _, c := range changes {
-				t.Logf("%s: %s", c.Ref, mustJSON(c.Object))
-			}
-			e.apply(t, changes, acks)
 		}
-	})
+		t.Run(string(k.Kind), func(t *testing.T) {
+			t.Parallel()
+			rapid.Check(t, func(t *rapid.T) {
+				first := rapid.SampledFrom(with).Draw(t, "golden")
+				second := rapid.SampledFrom(all).Draw(t, "another golden")
+				e := newEditor(m, first.options.translator(), first.objects, second.objects)
+				e.favourite = k.Kind
+				e.apply(t, added(e.all()...), nil)
+				for range rapid.IntRange(1, 6).Draw(t, "batches") {
+					e.batch(t)
+				}
+				e.untouched(t)
+			})
+		})
+	}
 }
 
 // editor keeps a translator, what its Outputs come to, and what they ought to.
@@ -49,6 +50,8 @@ type editor struct {
 	options translator.Options
 	tr      *translator.Translator
 	world   *world
+
+	favourite source.Kind // what is edited most
 
 	objects map[source.Ref]source.Object
 	gone    map[source.Ref]source.Object // deleted: may come again
@@ -84,23 +87,55 @@ func sortedRefs[V any](in map[source.Ref]V) []source.Ref {
 	return slices.SortedFunc(maps.Keys(in), source.Ref.Compare)
 }
 
+// batch edits some objects, lets some Envoys answer, and applies both.
+func (e *editor) batch(t *rapid.T) {
+	t.Helper()
+	var changes []source.Change
+	var acks []xds.Ack
+	for range rapid.IntRange(1, 3).Draw(t, "changes") {
+		if rapid.IntRange(0, 9).Draw(t, "ack") == 0 {
+			acks = append(acks, e.ack(t)...)
+		} else {
+			changes = append(changes, e.edit(t))
+		}
+	}
+	for _, c := range changes {
+		t.Logf("%s: %s", c.Ref, mustJSON(c.Object))
+	}
+	e.apply(t, changes, acks)
+}
+
+// draw draws one of the objects: of the favourite kind half of the time, else of any kind
+// alike, since most objects are routes and backends.
+func (e *editor) draw(t *rapid.T, objects map[source.Ref]source.Object, label string) source.Ref {
+	kinds := map[source.Kind][]source.Ref{}
+	for _, ref := range sortedRefs(objects) {
+		kinds[ref.Kind] = append(kinds[ref.Kind], ref)
+	}
+	kind := e.favourite
+	if len(kinds[kind]) == 0 || rapid.Bool().Draw(t, label+": any kind") {
+		kind = rapid.SampledFrom(slices.Sorted(maps.Keys(kinds))).Draw(t, label+": kind")
+	}
+	return rapid.SampledFrom(kinds[kind]).Draw(t, label)
+}
+
 // edit deletes an object, brings one back, or changes one.
 func (e *editor) edit(t *rapid.T) source.Change {
 	kind := rapid.IntRange(0, 5).Draw(t, "kind of edit")
 	switch {
 	case len(e.gone) > 0 && (kind == 0 || len(e.objects) == 0):
-		ref := rapid.SampledFrom(sortedRefs(e.gone)).Draw(t, "returns")
+		ref := e.draw(t, e.gone, "returns")
 		c := source.Change{Ref: ref, Object: e.gone[ref]}
 		e.objects[ref] = e.gone[ref]
 		delete(e.gone, ref)
 		return c
-	case kind == 1:
-		ref := rapid.SampledFrom(sortedRefs(e.objects)).Draw(t, "goes")
+	case kind == 1 && len(e.objects) > 1:
+		ref := e.draw(t, e.objects, "goes")
 		e.gone[ref] = e.objects[ref]
 		delete(e.objects, ref)
 		return source.Change{Ref: ref}
 	}
-	ref := rapid.SampledFrom(sortedRefs(e.objects)).Draw(t, "changes")
+	ref := e.draw(t, e.objects, "changes")
 	e.objects[ref] = e.m.mutate(t, e.objects[ref])
 	return source.Change{Ref: ref, Object: e.objects[ref]}
 }
@@ -139,6 +174,11 @@ func (e *editor) apply(t *rapid.T, changes []source.Change, acks []xds.Ack) {
 	if err := e.world.fault(); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// untouched compares every object that was ever applied with how it was.
+func (e *editor) untouched(t *rapid.T) {
+	t.Helper()
 	for o, before := range e.copies {
 		if !reflect.DeepEqual(o, before) {
 			t.Fatalf("%s was modified", source.RefOf(o))

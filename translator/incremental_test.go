@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -214,6 +215,9 @@ func (w *world) differs(o *world) string {
 		if x, y := a.Resources[i].Resource, b.Resources[i].Resource; x.Version != y.Version || !bytes.Equal(x.Any.Value, y.Any.Value) {
 			return fmt.Sprintf("%s %s of %s has versions %s and %s", x.Type.Short(), x.Name, a.Resources[i].Group, x.Version, y.Version)
 		}
+	}
+	if reflect.DeepEqual(a.Statuses, b.Statuses) {
+		return ""
 	}
 	return cmp.Diff(a.Statuses, b.Statuses)
 }

@@ -121,6 +121,9 @@ func (m *mutator) edit(t *rapid.T, kind string, root map[string]any) {
 		}
 	}
 	walk(kind, root)
+	if len(spots) == 0 {
+		return
+	}
 	s := rapid.SampledFrom(spots).Draw(t, "spot")
 	switch rapid.IntRange(0, 4).Draw(t, "edit") {
 	case 0:
