@@ -11,6 +11,7 @@ import (
 	"io"
 	"mime/multipart"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"slices"
@@ -118,7 +119,9 @@ func (w bodiesWorld) sendBody(t *testing.T, client *http.Client, path string, sh
 	if !shape.length {
 		r = io.MultiReader(r) // hides its length
 	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.box.URL+path, r)
+	continued := false
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { continued = true }})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.box.URL+path, r)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,6 +143,9 @@ func (w bodiesWorld) sendBody(t *testing.T, client *http.Client, path string, sh
 	}
 	got := a.decode(t)
 	checkSame(t, at, got, body)
+	if shape.expect && !continued {
+		t.Errorf("%s: no 100 Continue came", at)
+	}
 	if trailer := got.Trailer["X-Checksum"]; shape.trailer && path == "/h2c" && !slices.Equal(trailer, []string{"abc"}) {
 		t.Errorf("%s: the trailer arrived as %q", at, trailer)
 	}

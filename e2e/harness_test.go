@@ -250,7 +250,7 @@ func (b *box) adminJSON(path string, into any) {
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != 200 {
+	if err != nil || resp.StatusCode != http.StatusOK {
 		b.t.Fatalf("GET %s: %s %v\n%s", path, resp.Status, err, body)
 	}
 	if err := json.Unmarshal(body, into); err != nil {

@@ -143,8 +143,11 @@ func (a answer) decode(t testing.TB) received {
 // parse is decode for goroutines that are not the test's own.
 func (a answer) parse() (received, error) {
 	var r received
-	if a.Err != nil || a.Status != 200 {
-		return r, fmt.Errorf("want 200 from a pod, got %d %v\n%s", a.Status, a.Err, a.Body)
+	if a.Err != nil {
+		return r, fmt.Errorf("want 200 from a pod, got %d and then: %w", a.Status, a.Err)
+	}
+	if a.Status != 200 {
+		return r, fmt.Errorf("want 200 from a pod, got %d\n%s", a.Status, a.Body)
 	}
 	if err := json.Unmarshal([]byte(a.Body), &r); err != nil {
 		return r, fmt.Errorf("not a pod's answer: %w\n%s", err, a.Body)

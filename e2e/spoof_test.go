@@ -1,16 +1,20 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // TestSpoof sends what a client might send to choose its server itself: every header
@@ -262,4 +266,77 @@ func routingHeader(name string) bool {
 	name = strings.ToLower(name)
 	return strings.HasPrefix(name, "x-gateway-") || strings.HasPrefix(name, "x-signalbox-") ||
 		name == "x-envoy-original-dst-host" || name == "x-prefiller-host-port"
+}
+
+// TestSmuggling sends what one parser may read as one request and another as two, and
+// what would turn a request into something else than one. No pod sees a second request.
+func TestSmuggling(t *testing.T) {
+	t.Parallel()
+	w := newSpoofWorld(t)
+	const (
+		head  = "POST /service HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\n"
+		good  = `{"model":"good"}` // 16 bytes
+		chunk = "10\r\n" + good + "\r\n0\r\n\r\n"
+		evil  = "POST /service HTTP/1.1\r\nHost: h\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{\"model\":\"evil\"}"
+	)
+	for name, c := range map[string]struct {
+		raw  string
+		want string // of the status line; none of them is served twice
+	}{
+		"plain":                  {head + "Content-Length: 16\r\n\r\n" + good, "200"},
+		"both lengths":           {head + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n" + chunk + evil, "400"},
+		"two lengths":            {head + "Content-Length: 16\r\nContent-Length: 17\r\n\r\n" + good + evil, "400"},
+		"list of lengths":        {head + "Content-Length: 16, 16\r\n\r\n" + good + evil, "400"},
+		"signed length":          {head + "Content-Length: +16\r\n\r\n" + good + evil, "400"},
+		"chunked twice":          {head + "Transfer-Encoding: chunked, chunked\r\n\r\n" + chunk + evil, "501"},
+		"chunked, but not last":  {head + "Transfer-Encoding: chunked, identity\r\n\r\n" + chunk + evil, "501"},
+		"other coding":           {head + "Transfer-Encoding: xchunked\r\n\r\n" + chunk + evil, "501"},
+		"space before the colon": {head + "Content-Length : 16\r\n\r\n" + good + evil, "400"},
+		"folded header":          {head + "X: a\r\n Content-Length: 0\r\nContent-Length: 16\r\n\r\n" + good, "200"},
+		"bare line feed":         {head + "X: a\nTransfer-Encoding: chunked\r\nContent-Length: 16\r\n\r\n" + good + evil, "400"},
+		"chunk too long":         {head + "Transfer-Encoding: chunked\r\n\r\nfffffffffffffffff\r\n" + good + evil, "400"},
+		"HTTP/1.0":               {strings.Replace(head, "HTTP/1.1", "HTTP/1.0", 1) + "Content-Length: 16\r\n\r\n" + good, "426"},
+		"upgrade":                {head + "Connection: Upgrade\r\nUpgrade: websocket\r\nContent-Length: 16\r\n\r\n" + good, "403"},
+		"CONNECT":                {"CONNECT evil:80 HTTP/1.1\r\nHost: evil:80\r\n\r\n", "404"},
+	} {
+		before := w.good.Requests.Load()
+		status := rawRequest(t, strings.TrimPrefix(w.box.URL, "http://"), c.raw)
+		if status != c.want {
+			t.Errorf("%s: status %q; want %s", name, status, c.want)
+		}
+		want := int64(0)
+		if c.want == "200" {
+			want = 1
+		}
+		if n := w.good.Requests.Load() - before; n != want {
+			t.Errorf("%s: the pod served %d requests; want %d", name, n, want)
+		}
+	}
+	if n := w.evil.Requests.Load(); n != 0 {
+		t.Errorf("%d smuggled requests were served", n)
+	}
+}
+
+// rawRequest writes bytes to a connection and returns the status of the answer, once the
+// connection has been closed or has nothing more to say.
+func rawRequest(t *testing.T, address, raw string) string {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, raw); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err.Error()
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return strconv.Itoa(resp.StatusCode)
 }

@@ -100,8 +100,13 @@ func TestStreamEachEventAtOnce(t *testing.T) {
 					}
 					l.next <- struct{}{}
 				}
-				if got := nextEvent(t, lines); got != "[DONE]" || lines.Scan() && lines.Scan() {
-					t.Errorf("the stream ends with %s and %q; want [DONE] and nothing", got, lines.Text())
+				if got := nextEvent(t, lines); got != "[DONE]" {
+					t.Errorf("the stream ends with %s; want [DONE]", got)
+				}
+				for lines.Scan() {
+					if lines.Text() != "" {
+						t.Errorf("after [DONE] comes %q", lines.Text())
+					}
 				}
 			})
 		}
