@@ -37,7 +37,7 @@ func (t *tables) certificates(r *incr.Reads, o *gatewayv1.Gateway, l *gatewayv1.
 		}
 		row.Secrets = append(row.Secrets, secret)
 		k := objectKey(secret.Namespace, secret.Name)
-		if s, ok := t.secrets.Get(r, k); !ok {
+		if s, ok := t.tlsSecret(r, k); !ok {
 			failed = append(failed, listenerInvalidCertificate.because(msgCertificateMissing, i, k))
 		} else if _, _, err := keyPair(s); err != nil {
 			failed = append(failed, listenerInvalidCertificate.because(msgCertificateBad, i, k, err))
@@ -87,13 +87,17 @@ func qualified(group, kind string) string {
 	return group + "/" + kind
 }
 
+// tlsSecret returns a Secret of the type kubernetes.io/tls. Others count as absent: of a
+// cluster's Secrets they are never read, and a directory must mean the same.
+func (t *tables) tlsSecret(r *incr.Reads, k key) (*corev1.Secret, bool) {
+	s, ok := t.secrets.Get(r, k)
+	return s, ok && s.Type == corev1.SecretTypeTLS
+}
+
 // keyPair returns a TLS Secret's certificate chain and private key, both as PEM that is
 // written anew: Envoy is more particular than Go about what stands around and in the
 // blocks. An error says what Envoy would refuse.
 func keyPair(s *corev1.Secret) (chain, privateKey []byte, err error) {
-	if s.Type != corev1.SecretTypeTLS {
-		return nil, nil, fmt.Errorf("its type is %q, not %s", s.Type, corev1.SecretTypeTLS)
-	}
 	for _, data := range []string{corev1.TLSCertKey, corev1.TLSPrivateKeyKey} {
 		if len(s.Data[data]) == 0 {
 			return nil, nil, fmt.Errorf("%s is missing", data)
@@ -146,7 +150,7 @@ func (t *tables) envoySecret(r *incr.Reads, x key, _ []key) (*xds.Resource, bool
 	if !ok {
 		return nil, false
 	}
-	s, ok := t.secrets.Get(r, k)
+	s, ok := t.tlsSecret(r, k)
 	if !ok {
 		return nil, false
 	}

@@ -88,7 +88,6 @@ func TestKeyPair(t *testing.T) {
 	for _, test := range []struct {
 		name      string
 		cert, key []byte
-		typ       corev1.SecretType
 		want      pair
 		err       string
 	}{
@@ -104,14 +103,10 @@ func TestKeyPair(t *testing.T) {
 		{name: "no certificate", key: good.key, err: "tls.crt is missing"},
 		{name: "not PEM", cert: []byte("x"), key: good.key, err: "failed to find any PEM data"},
 		{name: "a chain with a broken member", cert: append(append([]byte{}, good.cert...), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"...), key: good.key, err: "certificate 2 of tls.crt"},
-		{name: "another type", cert: good.cert, key: good.key, typ: corev1.SecretTypeOpaque, err: `its type is "Opaque"`},
 		{name: "P-224", cert: signedBy(t, p224).cert, key: signedBy(t, p224).key, err: "P-224"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := &corev1.Secret{Type: corev1.SecretTypeTLS, Data: map[string][]byte{"tls.crt": test.cert, "tls.key": test.key}}
-			if test.typ != "" {
-				s.Type = test.typ
-			}
 			cert, key, err := keyPair(s)
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
@@ -154,7 +149,7 @@ func TestCertificateReferences(t *testing.T) {
 		serves  bool
 	}{
 		{name: "usable", objects: []string{listener(`{name: c}`), good.secret("c")}, want: "ResolvedRefs Pending", serves: true},
-		{name: "missing", objects: []string{listener(`{name: c}`)}, want: "InvalidCertificateRef Invalid", message: "the Secret ns/c does not exist", serves: true},
+		{name: "missing", objects: []string{listener(`{name: c}`)}, want: "InvalidCertificateRef Invalid", message: "there is no Secret ns/c of the type kubernetes.io/tls", serves: true},
 		{name: "one of two is missing", objects: []string{listener(`{name: d}, {name: c}`), good.secret("c")}, want: "InvalidCertificateRef Pending", message: "certificateRefs[0]", serves: true},
 		{name: "another kind", objects: []string{listener(`{kind: ConfigMap, name: c}`)}, want: "InvalidCertificateRef Invalid", message: "ConfigMap is not supported"},
 		{name: "another group", objects: []string{listener(`{group: example.com, kind: Secret, name: c}`)}, want: "InvalidCertificateRef Invalid", message: "example.com/Secret is not supported"},

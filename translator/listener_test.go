@@ -166,7 +166,7 @@ func TestSecrets(t *testing.T) {
 	if len(out.Resources) != 1 || out.Resources[0].Name != name || out.Resources[0].Resource != nil {
 		t.Errorf("an unusable Secret is not taken back: %v", out.Resources)
 	}
-	if m := messages(out, source.KindGateway); !strings.Contains(m, `its type is "Opaque"`) {
+	if m := messages(out, source.KindGateway); !strings.Contains(m, "there is no Secret ns/cert of the type kubernetes.io/tls") {
 		t.Errorf("said is:\n%s", m)
 	}
 }

@@ -193,7 +193,7 @@ const (
 	msgCertificateKind      = "tls.certificateRefs[%d]: %s is not supported; use a Secret."
 	msgCertificateName      = "tls.certificateRefs[%d]: %q is no name that a Secret can have."
 	msgCertificateForbidden = "tls.certificateRefs[%d]: no ReferenceGrant in the namespace %s allows Gateways of the namespace %s to use the Secret %s."
-	msgCertificateMissing   = "tls.certificateRefs[%d]: the Secret %s does not exist."
+	msgCertificateMissing   = "tls.certificateRefs[%d]: there is no Secret %s of the type kubernetes.io/tls."
 	msgCertificateBad       = "tls.certificateRefs[%d]: the Secret %s: %v."
 )
 

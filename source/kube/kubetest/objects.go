@@ -120,7 +120,11 @@ func (s *Server) Resource(t testing.TB, gvk schema.GroupVersionKind, namespace s
 	}
 	resource, _ := meta.UnsafeGuessKindToResource(gvk)
 	for _, k := range source.Kinds {
-		if k.GVK == gvk && !k.Namespaced {
+		if k.GVK.GroupKind() != gvk.GroupKind() {
+			continue
+		}
+		resource.Resource = k.Resource
+		if !k.Namespaced {
 			return client.Resource(resource)
 		}
 	}
