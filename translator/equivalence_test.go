@@ -21,12 +21,7 @@ func TestApplyIsTranslate(t *testing.T) {
 	all := goldens(t)
 	m := newMutator(all)
 	for _, k := range source.Kinds {
-		var with []*golden
-		for _, g := range all {
-			if slices.ContainsFunc(g.objects, func(o source.Object) bool { return source.RefOf(o).Kind == k.Kind }) {
-				with = append(with, g)
-			}
-		}
+		with := goldensWith(all, k.Kind)
 		t.Run(string(k.Kind), func(t *testing.T) {
 			t.Parallel()
 			rapid.Check(t, func(t *rapid.T) {
