@@ -134,7 +134,7 @@ func nextEvent(t *testing.T, lines *bufio.Scanner) string {
 func TestStreamTiming(t *testing.T) {
 	t.Parallel()
 	b := newStreamWorld(t, startPod(t, "pod"))
-	const events, gap = 40, 50 * time.Millisecond
+	const events, gap = 40, 20 * time.Millisecond
 	for _, protocol := range protocols {
 		for _, path := range streamPaths {
 			t.Run(protocol+path, func(t *testing.T) {
