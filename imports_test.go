@@ -42,6 +42,7 @@ var rooms = map[string][]string{
 	"status/kube":              {"source", "source/kube", "translator"},
 	"bootstrap":                {},
 	"provision":                {"bootstrap", "provision/infrastructure", "provision/pki", "source", "source/kube", "translator"},
+	"provision/drain":          {},
 	"provision/infrastructure": {},
 	"provision/pki":            {},
 	"demo":                     {"demo/modelserver", "demo/picker", "source"},

@@ -26,8 +26,9 @@ type Admin struct {
 	PProf    bool
 }
 
-// Handler returns the admin interface's HTTP handler.
-func (a Admin) Handler() http.Handler {
+// Health returns the part of the admin interface that is for everybody: whether the
+// process is well, and its metrics.
+func (a Admin) Health() *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
@@ -38,6 +39,12 @@ func (a Admin) Handler() http.Handler {
 		fmt.Fprintln(w, "ok")
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(a.Gatherer, promhttp.HandlerOpts{}))
+	return mux
+}
+
+// Handler returns the admin interface's HTTP handler.
+func (a Admin) Handler() http.Handler {
+	mux := a.Health()
 	mux.HandleFunc("GET /debug/xds", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, a.Envoys(), nil) })
 	mux.HandleFunc("GET /debug/config", a.config)
 	mux.HandleFunc("GET /debug/status", a.status)

@@ -30,7 +30,8 @@ type Publisher interface {
 }
 
 // Provisioner makes true what Gateways need in a cluster. Provide returns at once
-// (package provision).
+// (package provision). The first call, with or without changes, says that the world is
+// known.
 type Provisioner interface {
 	Provide(changes []translator.Infrastructure)
 }
@@ -221,7 +222,7 @@ func (c *ControlPlane) translate(tr *translator.Translator, changes []source.Cha
 	if len(out.Statuses) > 0 {
 		c.cfg.Status.Write(out.Statuses)
 	}
-	if len(out.Infrastructure) > 0 {
+	if c.cfg.Provisioner != nil && (first || len(out.Infrastructure) > 0) {
 		c.cfg.Provisioner.Provide(out.Infrastructure)
 	}
 	if first {

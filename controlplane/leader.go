@@ -38,7 +38,7 @@ func lead(ctx context.Context, config *rest.Config, namespace string, log *zap.L
 		Name:            leaseName,
 		Callbacks: leaderelection.LeaderCallbacks{
 			OnStartedLeading: func(context.Context) {
-				log.Info("this replica leads: it writes statuses")
+				log.Info("this replica leads: it writes statuses and runs Envoys")
 				lead(true)
 			},
 			OnStoppedLeading: func() {

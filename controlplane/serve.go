@@ -2,6 +2,7 @@ package controlplane
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
 
 	"signalbox.dev/source"
 	"signalbox.dev/status"
@@ -33,46 +35,107 @@ type ServeConfig struct {
 	Status      status.Writer // gets every status, the Book's among others
 	Logger      *zap.Logger
 	Registry    *prometheus.Registry
+
+	// TLS is where, and how, ADS is served to Envoys that must show whose they are; ""
+	// and nil: nowhere.
+	TLSAddress string
+	TLS        *tls.Config
+	// Health is where /healthz, /readyz and /metrics are served to whoever asks, beside
+	// Admin, which is for those on the machine; "": nowhere.
+	Health      string
+	Provisioner Provisioner
+	// Started is told what takes words besides sources and Envoys, before anything runs.
+	Started func(*ControlPlane)
 }
 
 // Serve runs a control plane until ctx ends.
 func Serve(ctx context.Context, cfg ServeConfig) error {
-	xdsListener, err := Listen(cfg.XDS)
-	if err != nil {
-		return fmt.Errorf("xDS: %w", err)
-	}
-	adminListener, err := Listen(cfg.Admin)
-	if err != nil {
-		xdsListener.Close()
-		return fmt.Errorf("admin: %w", err)
+	var doors doors
+	xdsListener := doors.open("xDS", cfg.XDS)
+	adminListener := doors.open("admin", cfg.Admin)
+	tlsListener := doors.open("xDS over TLS", cfg.TLSAddress)
+	healthListener := doors.open("health", cfg.Health)
+	if doors.err != nil {
+		doors.close()
+		return doors.err
 	}
 	var cp *ControlPlane
-	ads := server.New(server.Options{Logger: cfg.Logger.Named("xds"), Registerer: cfg.Registry, OnAck: func(a xds.Ack) { cp.Ack(a) }})
-	cp = New(Config{Sources: cfg.Sources, Translation: cfg.Translation, Publisher: ads, Status: cfg.Status, Logger: cfg.Logger.Named("controlplane"), Registerer: cfg.Registry})
-
-	grpcServer := grpc.NewServer(server.GRPCOptions()...)
-	ads.Register(grpcServer)
-	admin := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: Admin{
+	ads := server.New(server.Options{Logger: cfg.Logger.Named("xds"), Registerer: cfg.Registry, OnAck: func(a xds.Ack) { cp.Ack(a) }, Identify: identify})
+	cp = New(Config{Sources: cfg.Sources, Translation: cfg.Translation, Publisher: ads, Status: cfg.Status, Provisioner: cfg.Provisioner,
+		Logger: cfg.Logger.Named("controlplane"), Registerer: cfg.Registry})
+	if cfg.Started != nil {
+		cfg.Started(cp)
+	}
+	admin := Admin{
 		Ready: func() bool { return cp.Ready() && ads.Synced() }, Problems: cp.Problems, Statuses: cfg.Book.All,
 		Envoys: func() any { return ads.Clients() }, Served: ads.Config, Gatherer: cfg.Registry, PProf: cfg.PProf,
-	}.Handler()}
+	}
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cp.Run(ctx) })
-	group.Go(func() error { return grpcServer.Serve(xdsListener) })
+	serveADS(ctx, group, ads, xdsListener)
+	serveHTTP(ctx, group, admin.Handler(), adminListener)
+	if tlsListener != nil {
+		serveADS(ctx, group, ads, tlsListener, grpc.Creds(credentials.NewTLS(cfg.TLS)))
+	}
+	if healthListener != nil {
+		serveHTTP(ctx, group, admin.Health(), healthListener)
+	}
+	cfg.Logger.Info("serving", zap.String("xds", cfg.XDS), zap.String("xdsTLS", cfg.TLSAddress), zap.Stringer("admin", adminListener.Addr()))
+	return group.Wait()
+}
+
+// doors are the listeners of a control plane: all of them, or none.
+type doors struct {
+	listeners []net.Listener
+	err       error
+}
+
+// open opens one, unless another could not be opened, or its address is "".
+func (d *doors) open(what, address string) net.Listener {
+	if address == "" || d.err != nil {
+		return nil
+	}
+	l, err := Listen(address)
+	if err != nil {
+		d.err = fmt.Errorf("%s: %w", what, err)
+		return nil
+	}
+	d.listeners = append(d.listeners, l)
+	return l
+}
+
+func (d *doors) close() {
+	for _, l := range d.listeners {
+		l.Close()
+	}
+}
+
+// serveADS serves ADS on a listener until ctx ends.
+func serveADS(ctx context.Context, group *errgroup.Group, ads *server.Server, l net.Listener, more ...grpc.ServerOption) {
+	s := grpc.NewServer(append(server.GRPCOptions(), more...)...)
+	ads.Register(s)
+	group.Go(func() error { return s.Serve(l) })
 	group.Go(func() error {
-		if err := admin.Serve(adminListener); !errors.Is(err, http.ErrServerClosed) {
+		<-ctx.Done()
+		s.Stop() // not GracefulStop: ADS streams never end by themselves
+		return nil
+	})
+}
+
+// serveHTTP serves a handler on a listener until ctx ends.
+func serveHTTP(ctx context.Context, group *errgroup.Group, handler http.Handler, l net.Listener) {
+	s := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: handler}
+	group.Go(func() error {
+		if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			return err
 		}
 		return nil
 	})
 	group.Go(func() error {
 		<-ctx.Done()
-		grpcServer.Stop() // not GracefulStop: ADS streams never end by themselves
-		return admin.Close()
+		return s.Close()
 	})
-	cfg.Logger.Info("serving", zap.String("xds", cfg.XDS), zap.Stringer("admin", adminListener.Addr()))
-	return group.Wait()
 }
 
 // Listen listens on HOST:PORT or unix:PATH. A socket that a dead process left behind

@@ -13,8 +13,8 @@ import (
 	"go.uber.org/zap"
 )
 
-// serveMetrics serves /metrics and /healthz on address while run runs.
-func serveMetrics(ctx context.Context, address string, registry *prometheus.Registry, log *zap.Logger, run func() error) error {
+// serveMetrics serves /metrics, /healthz and more, by pattern, on address while run runs.
+func serveMetrics(ctx context.Context, address string, registry *prometheus.Registry, more map[string]http.HandlerFunc, log *zap.Logger, run func() error) error {
 	if address == "" {
 		return run()
 	}
@@ -25,6 +25,9 @@ func serveMetrics(ctx context.Context, address string, registry *prometheus.Regi
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	for pattern, h := range more {
+		mux.HandleFunc(pattern, h)
+	}
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	done := make(chan struct{})
 	go func() {

@@ -31,7 +31,7 @@ Exit status: 0 ok, 1 failed, 2 wrong usage.`,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(newRun(), newServe(), newExtproc(), newTranslate(), newBootstrap(), newDemo(), newVersion())
+	root.AddCommand(newRun(), newServe(), newExtproc(), newTranslate(), newBootstrap(), newDemo(), newDrain(), newVersion())
 	addCompletion(root)
 	return root
 }
