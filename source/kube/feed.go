@@ -51,8 +51,8 @@ func (f *feed) run(ctx context.Context, batches chan<- source.Batch) {
 			return
 		case <-f.wake:
 		}
-		batch, any := f.take()
-		if !any {
+		batch, some := f.take()
+		if !some {
 			continue
 		}
 		select {
@@ -64,12 +64,12 @@ func (f *feed) run(ctx context.Context, batches chan<- source.Batch) {
 }
 
 // take returns what there is to send, and whether there is anything.
-func (f *feed) take() (batch source.Batch, any bool) {
+func (f *feed) take() (batch source.Batch, some bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.problemsChanged {
 		f.problemsChanged = false
-		batch.ProblemsKnown, any = true, true
+		batch.ProblemsKnown, some = true, true
 		for _, s := range f.stores {
 			if s.problem != nil {
 				batch.Problems = append(batch.Problems, *s.problem)
@@ -77,9 +77,9 @@ func (f *feed) take() (batch source.Batch, any bool) {
 		}
 	}
 	if f.waiting > 0 {
-		return batch, any
+		return batch, some
 	}
-	batch.Synced, any = true, any || !f.synced
+	batch.Synced, some = true, some || !f.synced
 	f.synced = true
 	for ref, was := range f.changed {
 		// It may have changed back, or have come and gone.
@@ -89,7 +89,7 @@ func (f *feed) take() (batch source.Batch, any bool) {
 	}
 	clear(f.changed)
 	slices.SortFunc(batch.Changes, func(a, b source.Change) int { return a.Ref.Compare(b.Ref) })
-	return batch, any || len(batch.Changes) > 0
+	return batch, some || len(batch.Changes) > 0
 }
 
 // signal says that there may be something to send.
