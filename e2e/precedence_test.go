@@ -21,6 +21,7 @@ const (
 // real Envoy is the one that the text of Gateway API names. What reads that text
 // (precedence_spec_test.go) shares nothing with the translator.
 func TestPrecedence(t *testing.T) {
+	t.Parallel()
 	seed := *precedenceSeed
 	if seed == 0 {
 		seed = rand.Uint64()
