@@ -69,7 +69,6 @@ type gateway struct {
 func newGateway(t testing.TB, c Config) *gateway {
 	t.Helper()
 	r := New(c)
-	r.remotes.timing.first, r.remotes.timing.interval, r.remotes.timing.timeout = 50*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
 	addr := listen(t, func(s extprocv3.ExternalProcessor_ProcessServer) error { return r.Serve(s) }, grpc.MaxRecvMsgSize(64<<20))
 	cc, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
@@ -77,6 +76,14 @@ func newGateway(t testing.TB, c Config) *gateway {
 	}
 	t.Cleanup(func() { _ = cc.Close(); r.Close() })
 	return &gateway{r, extprocv3.NewExternalProcessorClient(cc)}
+}
+
+// hurried is a gateway that finds pickers dead sooner, for tests of those that are: where
+// the machine is slow, so are those that live.
+func hurried(t testing.TB, c Config) *gateway {
+	g := newGateway(t, c)
+	g.remotes.timing.first, g.remotes.timing.interval, g.remotes.timing.timeout = 50*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond
+	return g
 }
 
 // exchange is what a client sends and a pod answers. The zero value is a GET.

@@ -165,7 +165,7 @@ func TestFaults(t *testing.T) {
 				if size != none {
 					x.body, x.hasBody, x.trailers = bytesOf(size), true, size == small
 				}
-				g := newGateway(t, Config{})
+				g := hurried(t, Config{})
 				cfg := f.picker(t)
 				checkFailClose(t, g.do(t.Context(), t, cfg, x))
 				checkFailOpen(t, g.do(t.Context(), t, open(f.picker(t)), x), x)
@@ -208,7 +208,7 @@ func checkFailClose(t *testing.T, o *outcome) {
 
 // TestKnownAtOnce: a picker without endpoints, or found dead before, costs no time.
 func TestKnownAtOnce(t *testing.T) {
-	g := newGateway(t, Config{})
+	g := hurried(t, Config{})
 	dead := at(silent(t))
 	for range 3 { // the first waits for two missed probes, the others know
 		begin := time.Now()

@@ -34,7 +34,7 @@ func TestNextEndpoint(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			g := newGateway(t, Config{})
+			g := hurried(t, Config{})
 			good := &scripted{}
 			cfg := at(bad(t).Endpoints[0], bad(t).Endpoints[0], listen(t, good.process))
 			x := exchange{body: bytesOf(large), hasBody: true, trailers: true}
@@ -244,7 +244,7 @@ func TestThinks(t *testing.T) {
 
 // TestComesBack: a dead picker is used again soon after it answers.
 func TestComesBack(t *testing.T) {
-	g := newGateway(t, Config{})
+	g := hurried(t, Config{})
 	g.remotes.timing.revive = 20 * time.Millisecond
 	l := newFreezer(t)
 	p := &scripted{}

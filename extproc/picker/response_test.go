@@ -78,7 +78,7 @@ func TestResponseOutlivesPicker(t *testing.T) {
 							}
 							return err
 						})}
-						g := newGateway(t, Config{})
+						g := hurried(t, Config{})
 						cfg := l.serve(t, p)
 						cfg.FailOpen = failOpen
 						x := post(bytesOf(3000))
