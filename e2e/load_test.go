@@ -154,14 +154,21 @@ type load struct {
 	ended         atomic.Bool
 
 	mu       sync.Mutex
-	failures map[string]int
+	failures map[string]*failure
 	ids      map[string]bool // answered well, so delivered once
+}
+
+// failure is one kind of it.
+type failure struct {
+	times   int
+	request string // the first one
+	at      time.Time
 }
 
 // startLoad begins to send. tlsConfig is nil for plain HTTP.
 func startLoad(t testing.TB, url string, l *ledger, tlsConfig *tls.Config, targets ...*loadTarget) *load {
 	t.Helper()
-	x := &load{t: t, url: url, ledger: l, slots: make(chan struct{}, loadSlots), failures: map[string]int{}, ids: map[string]bool{}}
+	x := &load{t: t, url: url, ledger: l, slots: make(chan struct{}, loadSlots), failures: map[string]*failure{}, ids: map[string]bool{}}
 	x.targets.Store(&targets)
 	for _, http2 := range []bool{false, true} {
 		x.clients = append(x.clients, x.client(http2, tlsConfig))
@@ -249,7 +256,6 @@ func (x *load) one(n int64) {
 	protocol := (round + round/int64(len(loadKinds))) % 2
 	id := fmt.Sprintf("%s-%d", target.name, n)
 	before := target.want.Load()
-	started := time.Now()
 	err := x.exchange(x.clients[protocol], target, kind, id, func(pod, picker string) error {
 		for _, e := range []*expectation{before, target.want.Load()} {
 			if slices.Contains(e.pods, pod) && slices.Contains(e.pickers, picker) {
@@ -258,17 +264,22 @@ func (x *load) one(n int64) {
 		}
 		return fmt.Errorf("answered by pod %q picked by %q; want one of %v, by one of %q", pod, picker, target.want.Load().pods, target.want.Load().pickers)
 	})
+	x.note(id, fmt.Sprintf("%s: %s over HTTP/%d: %v", target.name, kind, 1+protocol, err), err == nil)
+	x.checked.Add(1)
+}
+
+// note notes how a request ended.
+func (x *load) note(id, what string, well bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if err == nil {
+	if well {
 		x.ids[id] = true
-	} else {
-		x.failures[fmt.Sprintf("%s: %s over HTTP/%d: %v", target.name, kind, 1+protocol, err)]++
-		if len(x.failures) <= 20 {
-			x.t.Logf("failed: %s %s after %v at %s: %v", id, kind, time.Since(started).Round(time.Millisecond), time.Now().Format("15:04:05.000"), err)
-		}
+		return
 	}
-	x.checked.Add(1)
+	if x.failures[what] == nil {
+		x.failures[what] = &failure{request: id, at: time.Now()}
+	}
+	x.failures[what].times++
 }
 
 // exchange sends one request and reads its answer to the end; from checks who answered.
@@ -400,11 +411,7 @@ func (x *load) hold(target *loadTarget) {
 			defer resp.Body.Close()
 			stream, err := io.ReadAll(resp.Body)
 			n, done := countEvents(stream)
-			x.mu.Lock()
-			defer x.mu.Unlock()
-			if x.ids[id] = true; err != nil || !done {
-				x.failures[fmt.Sprintf("the long stream of %s over HTTP/%d was cut after %d events at %s: %v", target.name, i+1, n, time.Now().Format("15:04:05.000"), err)]++
-			}
+			x.note(id, fmt.Sprintf("the long stream of %s over HTTP/%d was cut after %d events: %v", target.name, i+1, n, err), err == nil && done)
 		})
 	}
 }
@@ -436,7 +443,8 @@ func (x *load) errors() []string {
 	defer x.mu.Unlock()
 	var out []string
 	for _, what := range slices.Sorted(maps.Keys(x.failures)) {
-		out = append(out, fmt.Sprintf("%d × %s", x.failures[what], what))
+		f := x.failures[what]
+		out = append(out, fmt.Sprintf("%d × %s (first %s at %s)", f.times, what, f.request, f.at.Format("15:04:05.000")))
 	}
 	return out
 }
