@@ -2,7 +2,9 @@ package translator_test
 
 import (
 	"fmt"
+	"regexp"
 	"sync"
+	"unicode/utf8"
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -13,6 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"signalbox.dev/translator"
 	"signalbox.dev/xds"
@@ -170,5 +174,28 @@ func (w *world) fault() error {
 			return fmt.Errorf("nothing refers to %s", p)
 		}
 	}
+	for ref, s := range w.statuses {
+		if err := statusFault(s); err != nil {
+			return fmt.Errorf("status of %s: %w", ref, err)
+		}
+	}
 	return nil
+}
+
+// reason is what an API server takes for one (metav1.Condition).
+var reason = regexp.MustCompile(`^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$`)
+
+// statusFault returns what an API server would refuse of a status, or nil.
+func statusFault(s translator.Status) error {
+	types, err := map[string]bool{}, error(nil)
+	s.EachCondition(func(where string, c *metav1.Condition) {
+		if !reason.MatchString(c.Reason) || len(c.Message) > 32768 || !utf8.ValidString(c.Message) || c.ObservedGeneration != s.Generation {
+			err = fmt.Errorf("%s: condition %s has reason %q, %d bytes of message, generation %d", where, c.Type, c.Reason, len(c.Message), c.ObservedGeneration)
+		}
+		if where == "" && types[c.Type] {
+			err = fmt.Errorf("two conditions %s", c.Type)
+		}
+		types[c.Type] = where == ""
+	})
+	return err
 }

@@ -2,6 +2,7 @@ package translator_test
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"reflect"
@@ -226,6 +227,7 @@ type list struct {
 type listed struct {
 	name  string
 	bytes []byte
+	match *routev3.RouteMatch
 }
 
 func (l listed) ofRoute(ref source.Ref) bool {
@@ -273,7 +275,7 @@ func takeApart(routes []*routev3.Route) []listed {
 		if err != nil {
 			panic(err)
 		}
-		out = append(out, listed{r.Name, b})
+		out = append(out, listed{r.Name, b, r.Match})
 	}
 	return out
 }
@@ -315,9 +317,33 @@ func sameBytesOfEntries(c comparison) error {
 	return nil
 }
 
+// covers says whether a matches whatever b matches.
+func covers(a, b *routev3.RouteMatch) bool {
+	for _, h := range a.Headers {
+		if !slices.ContainsFunc(b.Headers, func(x *routev3.HeaderMatcher) bool { return proto.Equal(h, x) }) {
+			return false
+		}
+	}
+	for _, q := range a.QueryParameters {
+		if !slices.ContainsFunc(b.QueryParameters, func(x *routev3.QueryParameterMatcher) bool { return proto.Equal(q, x) }) {
+			return false
+		}
+	}
+	path := cmp.Or(b.GetPath(), b.GetPathSeparatedPrefix())
+	switch {
+	case a.GetPrefix() == "/":
+		return true
+	case a.GetPath() != "":
+		return a.GetPath() == b.GetPath()
+	case a.GetSafeRegex() != nil:
+		return a.GetSafeRegex().GetRegex() == b.GetSafeRegex().GetRegex()
+	}
+	return path == a.GetPathSeparatedPrefix() || strings.HasPrefix(path, a.GetPathSeparatedPrefix()+"/")
+}
+
 // othersOnlyCovered: beside an HTTPRoute, whatever it says, every list has the others'
-// routes, in their order and unchanged, but for those that one of its own comes before;
-// and a table in which it has none is what it is without it, byte for byte.
+// routes, in their order and unchanged, but for those that one of its own covers; and a
+// table in which it has none is what it is without it, byte for byte.
 func othersOnlyCovered(c comparison) error {
 	after := c.after.lists()
 	own := map[place]bool{}
@@ -330,13 +356,17 @@ func othersOnlyCovered(c comparison) error {
 		}
 	}
 	for l, was := range c.without.lists() {
-		is, mine := after[l], false
+		is := after[l]
+		var mine []*routev3.RouteMatch // of its own, so far
 		for _, r := range was {
 			if strings.HasPrefix(r.name, "signalbox/") {
 				continue // the answers to what nothing matches
 			}
 			for len(is) > 0 && (is[0].ofRoute(c.one) || strings.HasPrefix(is[0].name, "signalbox/")) {
-				mine, is = mine || is[0].ofRoute(c.one), is[1:]
+				if is[0].ofRoute(c.one) {
+					mine = append(mine, is[0].match)
+				}
+				is = is[1:]
 			}
 			switch {
 			case len(is) > 0 && is[0].name == r.name:
@@ -344,8 +374,8 @@ func othersOnlyCovered(c comparison) error {
 					return fmt.Errorf("%v: %s changes with %s", l, r.name, c.one)
 				}
 				is = is[1:]
-			case !mine:
-				return fmt.Errorf("%v: %s is gone, and nothing of %s comes before it", l, r.name, c.one)
+			case !slices.ContainsFunc(mine, func(m *routev3.RouteMatch) bool { return covers(m, r.match) }):
+				return fmt.Errorf("%v: %s is gone, and nothing of %s covers it", l, r.name, c.one)
 			}
 		}
 		for _, r := range is {
