@@ -49,7 +49,7 @@ func newFollower(o Options, client *rest.RESTClient, kind source.KindInfo, scope
 // retries are how long to wait after failures. client-go's own go up to a minute; here an
 // API server that is back must be noticed within seconds, and a dozen requests every few
 // seconds are no load.
-var retries = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 3 * time.Second}
+var retries = wait.Backoff{Duration: 200 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 10, Cap: 2 * time.Second}
 
 // run follows until ctx ends.
 func (f *follower) run(ctx context.Context) {
