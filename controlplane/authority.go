@@ -20,10 +20,13 @@ type authority struct {
 	log     *zap.Logger
 	leads   atomic.Bool
 	current atomic.Pointer[pki.Authority]
+
+	serverName string
 }
 
 func newAuthority(secrets typedcorev1.SecretInterface, namespace string, log *zap.Logger) *authority {
-	return &authority{store: pki.Store{Secrets: secrets}, log: log, server: pki.NewServer([]string{serverName(namespace)}, time.Now)}
+	name := serverName(namespace)
+	return &authority{store: pki.Store{Secrets: secrets}, log: log, server: pki.NewServer([]string{name}, time.Now), serverName: name}
 }
 
 // authorityPeriod is how often the authority is read: it changes every few years, or

@@ -43,14 +43,17 @@ type Config struct {
 	Publisher   Publisher
 	Status      status.Writer
 	Provisioner Provisioner // nil without Translation.Provision
-	Logger      *zap.Logger
-	Registerer  prometheus.Registerer
+	// AckGrace is how long what an Envoy has taken counts after it has disconnected.
+	AckGrace   time.Duration
+	Logger     *zap.Logger
+	Registerer prometheus.Registerer
 }
 
 // ControlPlane is the loop and what others may ask of it.
 type ControlPlane struct {
 	cfg     Config
 	metrics *metrics
+	book    *ackBook
 
 	// words wait for the loop; wake holds one token while there are any.
 	wordsMu sync.Mutex
@@ -72,13 +75,13 @@ type words struct {
 
 // New returns a control plane that does nothing until Run.
 func New(cfg Config) *ControlPlane {
-	return &ControlPlane{cfg: cfg, metrics: newMetrics(cfg.Registerer), wake: make(chan struct{}, 1), problems: map[int][]source.Problem{}}
+	c := &ControlPlane{cfg: cfg, metrics: newMetrics(cfg.Registerer), wake: make(chan struct{}, 1), problems: map[int][]source.Problem{}}
+	c.book = newAckBook(cfg.AckGrace, func(a xds.Ack) { c.hear(func(w *words) { w.acks = append(w.acks, a) }) })
+	return c
 }
 
 // Ack takes an Envoy's answer. It never blocks.
-func (c *ControlPlane) Ack(a xds.Ack) {
-	c.hear(func(w *words) { w.acks = append(w.acks, a) })
-}
+func (c *ControlPlane) Ack(a xds.Ack) { c.book.take(a) }
 
 // Reported takes what came of providing for a Gateway. It never blocks.
 func (c *ControlPlane) Reported(r translator.Report) {

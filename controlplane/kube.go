@@ -3,6 +3,7 @@ package controlplane
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -31,7 +32,15 @@ type KubeConfig struct {
 
 // serverName is the name in the certificate of the xDS server, whatever address Envoys
 // reach it under.
-func serverName(namespace string) string { return "signalbox." + namespace + ".svc" }
+func serverName(namespace string) string { return serviceName + "." + namespace + ".svc" }
+
+const (
+	// ackGrace is longer than an Envoy takes to come back, to this replica or another.
+	ackGrace = 30 * time.Second
+	// hold is how long a new process says nothing in statuses: until the Envoys that it
+	// does not know of yet have come back, a Gateway would look as if it had none.
+	hold = 5 * time.Second
+)
 
 // ServeKube runs a control plane on a cluster until ctx ends: objects come from the API
 // server; statuses go there, and Envoys are run there, while this replica is the leader.
@@ -40,6 +49,10 @@ func ServeKube(ctx context.Context, cfg KubeConfig) error {
 	// API server's own priority and fairness is the limit, not this client.
 	cfg.Client.QPS, cfg.Client.Burst = 200, 400
 	writer, err := statuskube.New(statuskube.Options{Config: cfg.Client, Logger: cfg.Logger.Named("status"), Registerer: cfg.Registry})
+	if err != nil {
+		return err
+	}
+	identity, err := replicaName()
 	if err != nil {
 		return err
 	}
@@ -60,26 +73,62 @@ func ServeKube(ctx context.Context, cfg KubeConfig) error {
 		return err
 	}
 	keeper.changed = provisioner.Again
+	among := &peers{replica: identity, authority: keeper, log: cfg.Logger.Named("replicas")}
+	cfg.MoreTLS, cfg.AckGrace = among.register, ackGrace
 	cfg.Provisioner, cfg.TLS, cfg.Translation.Provision = provisioner, keeper.server.TLS(), true
 	cfg.Sources = []source.Source{sourcekube.New(sourcekube.Options{
 		Config: cfg.Client, Namespaces: cfg.Watch, Logger: cfg.Logger.Named("source"), Observe: writer.Observe})}
 	cfg.Status = status.Fan(cfg.Book, writer)
 
+	office := &office{since: time.Now(), now: func(leads bool) {
+		keeper.leads.Store(leads)
+		provisioner.Lead(leads)
+	}, later: writer.Lead}
 	group, ctx := errgroup.WithContext(ctx)
 	cfg.Started = func(c *ControlPlane) {
-		cp = c
+		cp, among.book = c, c.book
+		group.Go(func() error { return among.run(ctx, core, cfg.Namespace) })
 		group.Go(func() error { return writer.Run(ctx) })
 		group.Go(func() error { return provisioner.Run(ctx) })
 		group.Go(func() error { return keeper.run(ctx) })
 		group.Go(func() error { return followBundle(ctx, crds, cfg.Logger.Named("crds"), c.Installed) })
 		group.Go(func() error {
-			return lead(ctx, cfg.Client, cfg.Namespace, cfg.Logger.Named("leader"), func(leads bool) {
-				keeper.leads.Store(leads)
-				writer.Lead(leads)
-				provisioner.Lead(leads)
-			})
+			return lead(ctx, cfg.Client, cfg.Namespace, identity, cfg.Logger.Named("leader"), office.begin, office.end)
 		})
 	}
 	group.Go(func() error { return Serve(ctx, cfg.ServeConfig) })
 	return group.Wait()
+}
+
+// office is what only the leader does.
+type office struct {
+	since      time.Time  // when this process began
+	now, later func(bool) // called with true and false, in turn; later not before hold is over
+
+	mu sync.Mutex
+}
+
+// begin is called in a goroutine, with a context that ends before end is called.
+func (o *office) begin(ctx context.Context) {
+	o.do(ctx, o.now)
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Until(o.since.Add(hold))):
+	}
+	o.do(ctx, o.later)
+}
+
+func (o *office) do(ctx context.Context, f func(bool)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if ctx.Err() == nil {
+		f(true)
+	}
+}
+
+func (o *office) end() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.now(false)
+	o.later(false)
 }

@@ -44,6 +44,9 @@ type ServeConfig struct {
 	// Admin, which is for those on the machine; "": nowhere.
 	Health      string
 	Provisioner Provisioner
+	AckGrace    time.Duration
+	// MoreTLS adds services to the server at TLSAddress.
+	MoreTLS func(*grpc.Server)
 	// Started is told what takes words besides sources and Envoys, before anything runs.
 	Started func(*ControlPlane)
 }
@@ -61,7 +64,7 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	}
 	var cp *ControlPlane
 	ads := server.New(server.Options{Logger: cfg.Logger.Named("xds"), Registerer: cfg.Registry, OnAck: func(a xds.Ack) { cp.Ack(a) }, Identify: identify})
-	cp = New(Config{Sources: cfg.Sources, Translation: cfg.Translation, Publisher: ads, Status: cfg.Status, Provisioner: cfg.Provisioner,
+	cp = New(Config{Sources: cfg.Sources, Translation: cfg.Translation, Publisher: ads, Status: cfg.Status, Provisioner: cfg.Provisioner, AckGrace: cfg.AckGrace,
 		Logger: cfg.Logger.Named("controlplane"), Registerer: cfg.Registry})
 	if cfg.Started != nil {
 		cfg.Started(cp)
@@ -73,10 +76,10 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return cp.Run(ctx) })
-	serveADS(ctx, group, ads, xdsListener)
+	serveADS(ctx, group, ads, xdsListener, nil)
 	serveHTTP(ctx, group, admin.Handler(), adminListener)
 	if tlsListener != nil {
-		serveADS(ctx, group, ads, tlsListener, grpc.Creds(credentials.NewTLS(cfg.TLS)))
+		serveADS(ctx, group, ads, tlsListener, cfg.MoreTLS, grpc.Creds(credentials.NewTLS(cfg.TLS)))
 	}
 	if healthListener != nil {
 		serveHTTP(ctx, group, admin.Health(), healthListener)
@@ -111,10 +114,13 @@ func (d *doors) close() {
 	}
 }
 
-// serveADS serves ADS on a listener until ctx ends.
-func serveADS(ctx context.Context, group *errgroup.Group, ads *server.Server, l net.Listener, more ...grpc.ServerOption) {
-	s := grpc.NewServer(append(server.GRPCOptions(), more...)...)
+// serveADS serves ADS, and what more registers, on a listener until ctx ends.
+func serveADS(ctx context.Context, group *errgroup.Group, ads *server.Server, l net.Listener, more func(*grpc.Server), options ...grpc.ServerOption) {
+	s := grpc.NewServer(append(server.GRPCOptions(), options...)...)
 	ads.Register(s)
+	if more != nil {
+		more(s)
+	}
 	group.Go(func() error { return s.Serve(l) })
 	group.Go(func() error {
 		<-ctx.Done()

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
 	"os"
 
 	"github.com/spf13/pflag"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"signalbox.dev/controlplane"
@@ -38,11 +40,16 @@ func (k *kubeFlags) add(f *pflag.FlagSet) {
 	f.StringSliceVar(&k.watch, "watch-namespaces", nil, "with --source kube: read only these namespaces (default: all)")
 }
 
-func (k *kubeFlags) serve(ctx context.Context, cfg controlplane.ServeConfig) error {
-	if k.kubeconfig == "" {
-		k.kubeconfig = os.Getenv("KUBECONFIG")
+// client returns how to reach the cluster.
+func (k *kubeFlags) client() (*rest.Config, error) {
+	if path := cmp.Or(k.kubeconfig, os.Getenv("KUBECONFIG")); path != "" {
+		return clientcmd.BuildConfigFromFlags("", path)
 	}
-	client, err := clientcmd.BuildConfigFromFlags("", k.kubeconfig)
+	return rest.InClusterConfig()
+}
+
+func (k *kubeFlags) serve(ctx context.Context, cfg controlplane.ServeConfig) error {
+	client, err := k.client()
 	if err != nil {
 		return fmt.Errorf("no cluster: %w", err)
 	}

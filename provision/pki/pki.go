@@ -138,6 +138,17 @@ func (a *Authority) Client(namespace, name string, now time.Time) (Pair, error) 
 	return a.issue(t)
 }
 
+// Replica issues the certificate with which a replica of signalbox asks another.
+func (a *Authority) Replica(now time.Time) (Pair, error) {
+	t, err := template(now, ServerLife)
+	if err != nil {
+		return Pair{}, err
+	}
+	t.URIs = []*url.URL{replicaID}
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	return a.issue(t)
+}
+
 // Server issues a certificate for a server of these names.
 func (a *Authority) Server(names []string, now time.Time) (Pair, error) {
 	t, err := template(now, ServerLife)
@@ -185,6 +196,14 @@ func renewal(c *x509.Certificate) time.Time {
 // ID returns the SPIFFE ID of a Gateway's Envoys.
 func ID(namespace, name string) *url.URL {
 	return &url.URL{Scheme: "spiffe", Host: TrustDomain, Path: "/ns/" + namespace + "/gateway/" + name}
+}
+
+// replicaID is the SPIFFE ID of signalbox's own replicas.
+var replicaID = &url.URL{Scheme: "spiffe", Host: TrustDomain, Path: "/replica"}
+
+// IsReplica says whether a certificate, which the caller has verified, is a replica's.
+func IsReplica(c *x509.Certificate) bool {
+	return len(c.URIs) == 1 && c.URIs[0].String() == replicaID.String()
 }
 
 // Identity returns the Gateway whose Envoy a certificate is. It takes nothing but what
