@@ -71,8 +71,8 @@ func changeControlPlane(t *testing.T, stream string) {
 		}
 		load.during(30)
 		b.startServe(t)
-		waitFor(t, "what changed meanwhile is in force", func() bool { return get(t.Context(), b.url(80)+fmt.Sprintf("/new-%d", i)).Status == 200 })
 		b.inSync(t)
+		waitFor(t, "what changed meanwhile is in force", func() bool { return get(t.Context(), b.url(80)+fmt.Sprintf("/new-%d", i)).Status == 200 })
 		load.settle()
 		moving.expect(map[string][]*pod{"a": x.a, "b": x.b}[to], "pick-"+to)
 		load.during(50)
@@ -86,18 +86,26 @@ func changeControlPlane(t *testing.T, stream string) {
 	}
 }
 
-// inSync waits until the one Envoy is connected and has everything.
+// inSync waits until the one Envoy is connected and has everything. An Envoy tries again
+// after up to 30 s.
 func (b *bare) inSync(t *testing.T) {
 	t.Helper()
-	waitFor(t, "the Envoy is connected and in sync", func() bool {
-		var all []bareEnvoy
-		a := get(t.Context(), b.admin+"/debug/xds")
-		if a.Status != 200 {
-			return false
+	deadline := time.NewTimer(3 * patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if get(t.Context(), b.admin+"/readyz").Status == 200 {
+			if all := b.envoys(); len(all) == 1 && (all[0].Step == "in sync" || strings.HasPrefix(all[0].Step, "3 ")) {
+				return
+			}
 		}
-		getJSON(t, b.admin+"/debug/xds", &all)
-		return len(all) == 1 && (all[0].Step == "in sync" || strings.HasPrefix(all[0].Step, "3 "))
-	})
+		select {
+		case <-deadline.C:
+			t.Fatalf("the Envoy is not connected and in sync after %v", 3*patience)
+		case <-tick.C:
+		}
+	}
 }
 
 // endServe ends the control plane.

@@ -136,7 +136,7 @@ func (e *envoyAdmin) get(path string) string {
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != 200 {
+	if err != nil || resp.StatusCode != http.StatusOK {
 		e.t.Fatalf("Envoy's admin %s: %s %v", path, resp.Status, err)
 	}
 	return string(b)

@@ -77,10 +77,10 @@ func compare(a answer, want string) string {
 	for _, w := range words[1:] {
 		name, value, _ := strings.Cut(w, "=")
 		var is string
-		switch {
-		case name[0] == '<':
+		switch name[0] {
+		case '<':
 			is = strings.Join(a.Header.Values(name[1:]), ",")
-		case name[0] == '>':
+		case '>':
 			is = strings.Join(http.Header(got.Header).Values(name[1:]), ",")
 		default:
 			is = map[string]string{"pod": got.Pod, "path": got.Path, "host": got.Host}[name]

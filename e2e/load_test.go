@@ -307,7 +307,7 @@ func (x *load) exchange(client *http.Client, target *loadTarget, kind, id string
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(resp.Body)
 	switch {
-	case resp.StatusCode != 200:
+	case resp.StatusCode != http.StatusOK:
 		return fmt.Errorf("status %d %q, body %.100q", resp.StatusCode, resp.Header.Get("X-Pod"), answer)
 	case err != nil:
 		return fmt.Errorf("cut after %d bytes of the answer: %w", len(answer), err)
@@ -402,7 +402,7 @@ func (x *load) hold(target *loadTarget) {
 		id := fmt.Sprintf("hold-%s-%d-%d", target.name, i+1, x.sent.Add(1))
 		ctx, cancel := context.WithTimeout(context.Background(), loadTime+loadPatience)
 		resp, err := x.send(ctx, client, target, http.MethodPost, target.path+"/hold/"+id, id, loadBody(target.model, id, 2<<10))
-		if err != nil || resp.StatusCode != 200 {
+		if err != nil || resp.StatusCode != http.StatusOK {
 			cancel()
 			x.t.Fatalf("long stream of %s: %v %v", target.name, resp, err)
 		}
@@ -487,7 +487,7 @@ func TestLoadNotices(t *testing.T) {
 		fault http.HandlerFunc // what answers in place of the pod, or before it
 		want  string
 	}{
-		"status":      {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "status 503"},
+		"status":      {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }, "status 503"},
 		"pod":         {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Pod", "other"); fmt.Fprint(w, "{}") }, "answered by pod"},
 		"picker":      {func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("X-Demo-Picker", "other") }, "answered by pod"},
 		"digest":      {func(_ http.ResponseWriter, r *http.Request) { _, _ = r.Body.Read(make([]byte, 1)) }, "bytes"},

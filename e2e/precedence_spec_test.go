@@ -60,14 +60,14 @@ func (w specWorld) read(rq specRequest) (rule, decided string) {
 		if listener < 0 || route.section >= 0 && route.section != listener {
 			continue
 		}
-		exact, any, ok := route.hostname(host)
+		exact, longest, ok := route.hostname(host)
 		if !ok {
 			continue
 		}
 		for i, rule := range route.rules {
 			for j, m := range rule {
 				if m.meets(rq) {
-					found = append(found, candidate{route, i, j, exact, any, m})
+					found = append(found, candidate{route, i, j, exact, longest, m})
 				}
 			}
 		}
@@ -123,16 +123,16 @@ func specHost(pattern, host string) bool {
 
 // hostname: "precedence must be given to rules from the HTTPRoute with the largest number
 // of: Characters in a matching non-wildcard hostname. Characters in a matching hostname."
-func (r specRoute) hostname(host string) (exact, any int, ok bool) {
+func (r specRoute) hostname(host string) (exact, longest int, ok bool) {
 	for _, h := range r.hostnames {
 		if specHost(h, host) {
-			ok, any = true, max(any, len(h))
+			ok, longest = true, max(longest, len(h))
 			if !strings.HasPrefix(h, "*") {
 				exact = max(exact, len(h))
 			}
 		}
 	}
-	return exact, any, ok || len(r.hostnames) == 0
+	return exact, longest, ok || len(r.hostnames) == 0
 }
 
 // specOrder names what compare compares.
