@@ -54,10 +54,10 @@ type ServeConfig struct {
 // Serve runs a control plane until ctx ends.
 func Serve(ctx context.Context, cfg ServeConfig) error {
 	var doors doors
-	xdsListener := doors.open("xDS", cfg.XDS)
-	adminListener := doors.open("admin", cfg.Admin)
-	tlsListener := doors.open("xDS over TLS", cfg.TLSAddress)
-	healthListener := doors.open("health", cfg.Health)
+	xdsListener := doors.open(ctx, "xDS", cfg.XDS)
+	adminListener := doors.open(ctx, "admin", cfg.Admin)
+	tlsListener := doors.open(ctx, "xDS over TLS", cfg.TLSAddress)
+	healthListener := doors.open(ctx, "health", cfg.Health)
 	if doors.err != nil {
 		doors.close()
 		return doors.err
@@ -95,11 +95,11 @@ type doors struct {
 }
 
 // open opens one, unless another could not be opened, or its address is "".
-func (d *doors) open(what, address string) net.Listener {
+func (d *doors) open(ctx context.Context, what, address string) net.Listener {
 	if address == "" || d.err != nil {
 		return nil
 	}
-	l, err := Listen(address)
+	l, err := Listen(ctx, address)
 	if err != nil {
 		d.err = fmt.Errorf("%s: %w", what, err)
 		return nil
@@ -146,19 +146,20 @@ func serveHTTP(ctx context.Context, group *errgroup.Group, handler http.Handler,
 
 // Listen listens on HOST:PORT or unix:PATH. A socket that a dead process left behind
 // is replaced; it is made for this user only.
-func Listen(address string) (net.Listener, error) {
+func Listen(ctx context.Context, address string) (net.Listener, error) {
+	var config net.ListenConfig
 	path, unix := strings.CutPrefix(address, "unix:")
 	if !unix {
-		return net.Listen("tcp", address)
+		return config.Listen(ctx, "tcp", address)
 	}
-	if c, err := net.Dial("unix", path); err == nil {
+	if c, err := new(net.Dialer).DialContext(ctx, "unix", path); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("another process listens on %s", path)
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	l, err := net.Listen("unix", path)
+	l, err := config.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}

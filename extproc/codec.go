@@ -18,8 +18,10 @@ type unmarshaler interface {
 	UnmarshalBuffers(data mem.BufferSlice) error
 }
 
+// Name implements encoding.CodecV2.
 func (codec) Name() string { return proto.Name }
 
+// Marshal implements encoding.CodecV2.
 func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	if m, ok := v.(marshaler); ok {
 		return m.MarshalBuffers(), nil
@@ -27,6 +29,7 @@ func (codec) Marshal(v any) (mem.BufferSlice, error) {
 	return protobuf.Marshal(v)
 }
 
+// Unmarshal implements encoding.CodecV2.
 func (codec) Unmarshal(data mem.BufferSlice, v any) error {
 	if m, ok := v.(unmarshaler); ok {
 		return m.UnmarshalBuffers(data)

@@ -19,14 +19,19 @@ type KindInfo struct {
 	New        func() Object
 }
 
+var (
+	gateway   = schema.GroupVersion{Group: gatewayv1.GroupName, Version: "v1"}
+	inference = schema.GroupVersion{Group: inferencev1.GroupName, Version: "v1"}
+)
+
 // Kinds lists every kind that signalbox reads.
 var Kinds = []KindInfo{
-	{KindGatewayClass, gatewayv1.SchemeGroupVersion.WithKind("GatewayClass"), "gatewayclasses", false, func() Object { return &gatewayv1.GatewayClass{} }},
-	{KindGateway, gatewayv1.SchemeGroupVersion.WithKind("Gateway"), "gateways", true, func() Object { return &gatewayv1.Gateway{} }},
-	{KindHTTPRoute, gatewayv1.SchemeGroupVersion.WithKind("HTTPRoute"), "httproutes", true, func() Object { return &gatewayv1.HTTPRoute{} }},
-	{KindReferenceGrant, gatewayv1.SchemeGroupVersion.WithKind("ReferenceGrant"), "referencegrants", true, func() Object { return &gatewayv1.ReferenceGrant{} }},
-	{KindBackendTLSPolicy, gatewayv1.SchemeGroupVersion.WithKind("BackendTLSPolicy"), "backendtlspolicies", true, func() Object { return &gatewayv1.BackendTLSPolicy{} }},
-	{KindInferencePool, inferencev1.SchemeGroupVersion.WithKind("InferencePool"), "inferencepools", true, func() Object { return &inferencev1.InferencePool{} }},
+	{KindGatewayClass, gateway.WithKind("GatewayClass"), "gatewayclasses", false, func() Object { return &gatewayv1.GatewayClass{} }},
+	{KindGateway, gateway.WithKind("Gateway"), "gateways", true, func() Object { return &gatewayv1.Gateway{} }},
+	{KindHTTPRoute, gateway.WithKind("HTTPRoute"), "httproutes", true, func() Object { return &gatewayv1.HTTPRoute{} }},
+	{KindReferenceGrant, gateway.WithKind("ReferenceGrant"), "referencegrants", true, func() Object { return &gatewayv1.ReferenceGrant{} }},
+	{KindBackendTLSPolicy, gateway.WithKind("BackendTLSPolicy"), "backendtlspolicies", true, func() Object { return &gatewayv1.BackendTLSPolicy{} }},
+	{KindInferencePool, inference.WithKind("InferencePool"), "inferencepools", true, func() Object { return &inferencev1.InferencePool{} }},
 	{KindService, corev1.SchemeGroupVersion.WithKind("Service"), "services", true, func() Object { return &corev1.Service{} }},
 	{KindEndpointSlice, discoveryv1.SchemeGroupVersion.WithKind("EndpointSlice"), "endpointslices", true, func() Object { return &discoveryv1.EndpointSlice{} }},
 	{KindPod, corev1.SchemeGroupVersion.WithKind("Pod"), "pods", true, func() Object { return &corev1.Pod{} }},

@@ -110,7 +110,7 @@ func (a *announcer) due() []readyListener {
 			if !a.ready[k] || a.said[k] {
 				continue
 			}
-			port := int32(l.Port)
+			port := l.Port
 			if p, ok := a.opt.Ports[port]; ok {
 				port = p
 			}

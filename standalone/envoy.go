@@ -33,6 +33,7 @@ func (f *fleet) once(ctx context.Context, group, name string, log *zap.Logger) e
 		return fmt.Errorf("bootstrap: %w", err)
 	}
 	_ = os.Remove(admin) // of an Envoy that died
+	//nolint:noctx // the end of ctx means draining, not killing
 	cmd := exec.Command(f.cfg.binary, "-c", path, "--disable-hot-restart", "--drain-time-s", "600", "--log-level", "warning")
 	cmd.Stdout, cmd.Stderr = f.cfg.output, f.cfg.output
 	cmd.SysProcAttr = childAttr()
@@ -70,7 +71,7 @@ func (f *fleet) stop(cmd *exec.Cmd, admin string, exited <-chan error, log *zap.
 		}}}
 	ctx, cancel := context.WithTimeout(context.Background(), f.cfg.drain)
 	defer cancel()
-	if err := errors.Join(post(client, "/healthcheck/fail"), post(client, "/drain_listeners")); err != nil {
+	if err := errors.Join(post(ctx, client, "/healthcheck/fail"), post(ctx, client, "/drain_listeners")); err != nil {
 		log.Warn("Envoy cannot be drained", zap.Error(err))
 		cancel()
 	}
@@ -83,7 +84,7 @@ func (f *fleet) stop(cmd *exec.Cmd, admin string, exited <-chan error, log *zap.
 		case <-ctx.Done():
 			drained = true
 		case <-ticker.C:
-			drained = idle(client)
+			drained = idle(ctx, client)
 		}
 	}
 	_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended meanwhile
@@ -97,8 +98,12 @@ func (f *fleet) stop(cmd *exec.Cmd, admin string, exited <-chan error, log *zap.
 	return nil
 }
 
-func post(client *http.Client, path string) error {
-	resp, err := client.Post("http://envoy"+path, "", nil)
+func post(ctx context.Context, client *http.Client, path string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://envoy"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
@@ -110,8 +115,12 @@ func post(client *http.Client, path string) error {
 }
 
 // idle says whether no request is in flight on any listener.
-func idle(client *http.Client) bool {
-	resp, err := client.Get("http://envoy/stats?filter=^http\\..*downstream_rq_active$")
+func idle(ctx context.Context, client *http.Client) bool {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://envoy/stats?filter=^http\\..*downstream_rq_active$", nil)
+	if err != nil {
+		return false
+	}
+	resp, err := client.Do(req)
 	if err != nil {
 		return false
 	}

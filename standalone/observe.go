@@ -19,6 +19,7 @@ func observe(src source.Source, f ...func(objects []source.Object)) source.Sourc
 	return observed{src, f}
 }
 
+// Run implements source.Source.
 func (o observed) Run(ctx context.Context, batches chan<- source.Batch) error {
 	in := make(chan source.Batch)
 	done := make(chan error, 1)

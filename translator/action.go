@@ -24,7 +24,7 @@ func (ru *rule) envoy(name string, m match, on place) (*routev3.Route, error) {
 	out := &routev3.Route{Name: name, Match: m.Envoy}
 	switch {
 	case ru.Problem != nil:
-		out.Action = ownAnswer(500)
+		out.Action = serverError()
 		return out, nil
 	case ru.Filters.Redirect != nil:
 		action, err := redirect(ru.Filters.Redirect, m, on)
@@ -32,7 +32,7 @@ func (ru *rule) envoy(name string, m match, on place) (*routev3.Route, error) {
 		setHeaders(out, headerChanges{}, ru.Filters.Response)
 		return out, err
 	case !slices.ContainsFunc(ru.Backends, func(b ruleBackend) bool { return b.Key != "" }):
-		out.Action = ownAnswer(500) // no backendRef, or none that is valid
+		out.Action = serverError() // no backendRef, or none that is valid
 		setHeaders(out, headerChanges{}, ru.Filters.Response)
 		return out, nil
 	}
@@ -53,9 +53,9 @@ func (ru *rule) envoy(name string, m match, on place) (*routev3.Route, error) {
 	return out, ru.split(out, action)
 }
 
-// ownAnswer is an answer of Envoy's own, without a body.
-func ownAnswer(status uint32) *routev3.Route_DirectResponse {
-	return &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: status}}
+// serverError is Envoy's own 500, without a body.
+func serverError() *routev3.Route_DirectResponse {
+	return &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{Status: 500}}
 }
 
 func setHeaders(out *routev3.Route, request, response headerChanges) {

@@ -152,7 +152,7 @@ func redirect(f *gatewayv1.HTTPRequestRedirectFilter, m match, on place) (*route
 	if on.TLS {
 		own = "https"
 	}
-	scheme, port := strings.ToLower(ptr.Deref(f.Scheme, "")), int32(ptr.Deref(f.Port, 0))
+	scheme, port := strings.ToLower(ptr.Deref(f.Scheme, "")), ptr.Deref(f.Port, 0)
 	switch scheme {
 	case "":
 		scheme, port = own, cmp.Or(port, on.Port)

@@ -15,7 +15,7 @@ func TestOneHost(t *testing.T) {
 	class := &gatewayv1.GatewayClass{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Spec: gatewayv1.GatewayClassSpec{ControllerName: ControllerName}}
 	gw := func(name string, port int32) *gatewayv1.Gateway {
 		return &gatewayv1.Gateway{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: name}, Spec: gatewayv1.GatewaySpec{GatewayClassName: "c",
-			Listeners: []gatewayv1.Listener{{Name: "http", Port: gatewayv1.PortNumber(port), Protocol: gatewayv1.HTTPProtocolType}}}}
+			Listeners: []gatewayv1.Listener{{Name: "http", Port: port, Protocol: gatewayv1.HTTPProtocolType}}}}
 	}
 	change := func(o source.Object) source.Change { return source.Change{Ref: source.RefOf(o), Object: o} }
 	accepted := func(out Output, name string) string {

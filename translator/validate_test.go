@@ -67,12 +67,12 @@ func TestWeightsThatEnvoyCannotSum(t *testing.T) {
 
 func TestMarshalRefuses(t *testing.T) {
 	for _, name := range []string{"\xff", "ok"} {
-		_, err := marshal(&routev3.Route{Name: name, Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}, Action: ownAnswer(500)})
+		_, err := marshal(&routev3.Route{Name: name, Match: &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}}, Action: serverError()})
 		if (err == nil) != (name == "ok") {
 			t.Errorf("name %q: %v", name, err)
 		}
 	}
-	if _, err := marshal(&routev3.Route{Match: &routev3.RouteMatch{}, Action: ownAnswer(500)}); err == nil {
+	if _, err := marshal(&routev3.Route{Match: &routev3.RouteMatch{}, Action: serverError()}); err == nil {
 		t.Error("a route without a path was taken")
 	}
 }

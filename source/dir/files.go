@@ -33,7 +33,7 @@ type snapshot struct {
 	// can be said now: what was read below them before stays.
 	unreadable map[string]error
 	roots      []string
-	visited    map[string]bool // real paths of directories and files: links may lead to one twice, or in circles
+	visited    map[string]bool // target paths of directories and files: links may lead to one twice, or in circles
 }
 
 func (s *snapshot) add(path string, text []byte, mtime time.Time, err error) {
@@ -89,12 +89,12 @@ func (s *snapshot) root(path string, h *hints) {
 		s.pipe(path, h)
 		return
 	}
-	real, err := h.follow(path)
+	target, err := h.follow(path)
 	if err != nil {
 		s.fail(path, err)
 		return
 	}
-	s.entry(path, real, true, h)
+	s.entry(path, target, true, h)
 }
 
 // pipe reads what can be read once only, such as a shell's <(command).
@@ -107,27 +107,27 @@ func (s *snapshot) pipe(path string, h *hints) {
 	s.add(path, text, time.Time{}, err)
 }
 
-// entry reads the file or directory at real, which the user knows as path.
-func (s *snapshot) entry(path, real string, given bool, h *hints) {
-	info, err := os.Stat(real)
+// entry reads the file or directory at target, which the user knows as path.
+func (s *snapshot) entry(path, target string, given bool, h *hints) {
+	info, err := os.Stat(target)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !given:
 		// Gone since it was listed: a hint will follow.
 	case err != nil:
 		s.fail(path, err)
-	case s.visited[real]:
+	case s.visited[target]:
 	case info.IsDir():
-		s.visited[real] = true
-		s.directory(path, real, h)
+		s.visited[target] = true
+		s.directory(path, target, h)
 	case info.Mode().IsRegular() && (given || isManifest(path)):
-		s.visited[real] = true
-		s.file(path, real, info)
+		s.visited[target] = true
+		s.file(path, target, info)
 	}
 }
 
-func (s *snapshot) directory(path, real string, h *hints) {
-	h.watch(real, "")
-	entries, err := os.ReadDir(real)
+func (s *snapshot) directory(path, target string, h *hints) {
+	h.watch(target, "")
+	entries, err := os.ReadDir(target)
 	if err != nil {
 		s.fail(path, err)
 		return
@@ -138,7 +138,7 @@ func (s *snapshot) directory(path, real string, h *hints) {
 		if strings.HasPrefix(e.Name(), ".") {
 			continue
 		}
-		entry, target := filepath.Join(path, e.Name()), filepath.Join(real, e.Name())
+		entry, target := filepath.Join(path, e.Name()), filepath.Join(target, e.Name())
 		if e.Type()&fs.ModeSymlink != 0 {
 			if target, err = h.follow(target); err != nil {
 				if isManifest(entry) {
@@ -151,12 +151,12 @@ func (s *snapshot) directory(path, real string, h *hints) {
 	}
 }
 
-func (s *snapshot) file(path, real string, info fs.FileInfo) {
+func (s *snapshot) file(path, target string, info fs.FileInfo) {
 	if size := info.Size(); size > maxFile {
 		s.add(path, nil, info.ModTime(), fmt.Errorf("%d bytes are too many for a manifest (at most %d): split it", size, maxFile))
 		return
 	}
-	text, err := os.ReadFile(real)
+	text, err := os.ReadFile(target)
 	if errors.Is(err, fs.ErrNotExist) {
 		return
 	}

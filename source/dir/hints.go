@@ -104,7 +104,7 @@ func (h *hints) end() {
 		if in.look != h.look {
 			delete(h.dirs, dir)
 			if h.watcher != nil {
-				h.watcher.Remove(dir) // fails only if the watch is gone already
+				_ = h.watcher.Remove(dir) // fails only if the watch is gone already
 			}
 		}
 	}

@@ -173,8 +173,8 @@ func (ls *losses) see(now map[string]sight, grace time.Duration) (held map[strin
 
 // next returns how long to wait until another loss may be believed; false: there is
 // none.
-func (l losses) next(grace time.Duration) (wait time.Duration, ok bool) {
-	for _, loss := range l {
+func (ls losses) next(grace time.Duration) (wait time.Duration, ok bool) {
+	for _, loss := range ls {
 		if d := max(0, time.Until(loss.since.Add(grace))); !ok || d < wait {
 			wait, ok = d, true
 		}

@@ -82,13 +82,13 @@ func (c chunk) parse() (*document, *syntaxError) {
 	decoder := yaml.NewDecoder(bytes.NewReader(c.text))
 	err := decoder.Decode(&root)
 	switch {
-	case err == io.EOF:
+	case errors.Is(err, io.EOF):
 		return nil, nil
 	case err == nil && len(root.Content) == 1:
 		d.node = root.Content[0]
 		if err := decoder.Decode(&yaml.Node{}); err == nil {
 			return nil, c.syntaxError(errors.New("a second document: put --- between the two"))
-		} else if err != io.EOF {
+		} else if !errors.Is(err, io.EOF) {
 			return nil, c.syntaxError(err)
 		}
 	case json.Valid(c.text): // JSON that is not YAML: escaped surrogate pairs
@@ -169,7 +169,7 @@ func isYAML(lines [][]byte) bool {
 	if err == nil {
 		err = decoder.Decode(&n)
 	}
-	return err == io.EOF
+	return errors.Is(err, io.EOF)
 }
 
 // duplicates calls found for every key that stands twice in one mapping, with the
