@@ -50,6 +50,8 @@ var rooms = map[string][]string{
 	"demo/picker":              {},
 	"demo/load":                {},
 	"e2e":                      {"*"},
+	"e2e/cluster":              {"demo/load"},
+	"e2e/propagation":          {"source/kube"},
 	"":                         {}, // this package
 }
 
