@@ -18,15 +18,15 @@ FUZZTIME ?= 10s
 # Packages with goroutines: their tests run under the race detector, the others' without.
 RACE := controlplane demo extproc provision source standalone status xds
 
-.PHONY: help demo test build unit race fuzz lint e2e envoy crds bench golden clean
+.PHONY: help demo test build unit race fuzz lint e2e cluster-test deploy-test install-yaml envoy crds bench golden clean
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: build $(ENVOY) ## both guides through a real Envoy
 	@SIGNALBOX=$(BIN)/signalbox ./scripts/demo
 
-test: lint unit race fuzz e2e ## everything that CI runs
+test: lint unit race fuzz deploy-test e2e ## everything that CI runs
 
 build: ## bin/signalbox
 	@mkdir -p $(BIN)
@@ -46,7 +46,16 @@ lint: $(BIN)/golangci-lint ## gofmt, go vet, golangci-lint
 	$(BIN)/golangci-lint run
 
 e2e: build $(ENVOY) ## the real thing: real Envoy, extractor and pickers, through the front door
-	SIGNALBOX=$(abspath $(BIN))/signalbox go test -count=1 -timeout 15m ./e2e/...
+	SIGNALBOX=$(abspath $(BIN))/signalbox go test -count=1 -timeout 15m ./e2e
+
+cluster-test: $(ENVOY) ## on a real cluster: CLUSTER=../shared/cluster starts one, else that of KUBECONFIG
+	./scripts/cluster-test
+
+deploy-test: ## the chart, install.yaml, GitOps health checks
+	cd deploy && go vet ./... && go test ./...
+
+install-yaml: ## deploy/install.yaml from the chart
+	cd deploy && go run ./render > install.yaml.new && mv install.yaml.new install.yaml
 
 envoy: $(ENVOY) ## fetch Envoy, unless there is one
 
