@@ -212,6 +212,7 @@ func TestStrip(t *testing.T) {
 		if err := s.strip(o); err != nil {
 			t.Fatal(err)
 		}
+		test.want.GetObjectKind().SetGroupVersionKind(kindOf(source.RefOf(o).Kind).GVK)
 		if d := cmp.Diff(test.want, o); d != "" {
 			t.Errorf("%T (-want +got):\n%s", o, d)
 		}

@@ -30,8 +30,7 @@ import (
 
 // A golden's objects, given to an API server and put into a directory, are refused by
 // both or by none, and come to the same bytes and the same words.
-func TestGoldens(t *testing.T) {
-	server := kubetest.Start(t)
+func testGoldens(t *testing.T, server *kubetest.Server) {
 	paths, err := filepath.Glob("../../testdata/translate/*.txtar")
 	if err != nil || len(paths) == 0 {
 		t.Fatalf("no goldens: %v", err)

@@ -20,6 +20,7 @@ func (s *store) strip(obj runtime.Object) error {
 		return fmt.Errorf("stripping: %w", err)
 	}
 	s.observe(o)
+	o.GetObjectKind().SetGroupVersionKind(s.kind.GVK) // set in lists and not in watches
 	o.SetManagedFields(nil)
 	o.SetResourceVersion("")
 	if a := o.GetAnnotations(); a != nil {

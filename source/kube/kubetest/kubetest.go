@@ -126,14 +126,6 @@ func (s *Server) KillAPI() { stop(s.apis) }
 // KillEtcd kills etcd.
 func (s *Server) KillEtcd() { stop(s.etcd) }
 
-// WipeEtcd makes etcd forget everything. It must not run.
-func (s *Server) WipeEtcd(t testing.TB) {
-	t.Helper()
-	if err := os.RemoveAll(filepath.Join(s.dir, "data")); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // Hang stops the API server's process where it stands; Continue lets it go on.
 func (s *Server) Hang(t testing.TB) { s.signal(t, syscall.SIGSTOP) }
 
