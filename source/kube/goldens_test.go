@@ -3,6 +3,7 @@
 package kube_test
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -11,9 +12,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest"
 	"golang.org/x/tools/txtar"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -25,11 +29,13 @@ import (
 	"signalbox.dev/source/kube"
 	"signalbox.dev/source/kube/kubetest"
 	"signalbox.dev/source/sourcetest"
+	statuskube "signalbox.dev/status/kube"
 	"signalbox.dev/translator"
 )
 
 // A golden's objects, given to an API server and put into a directory, are refused by
-// both or by none, and come to the same bytes and the same words.
+// both or by none, and come to the same bytes and the same words. The API server takes
+// the words, and gives them back as they were.
 func testGoldens(t *testing.T, server *kubetest.Server) {
 	paths, err := filepath.Glob("../../testdata/translate/*.txtar")
 	if err != nil || len(paths) == 0 {
@@ -52,7 +58,14 @@ func testGoldens(t *testing.T, server *kubetest.Server) {
 				t.Fatal("the golden has no objects")
 			}
 			sameAge(t, fromDir, fromKube)
-			compare(t, translation(fromDir, options), translation(fromKube, options))
+			out := translation(fromKube, options)
+			compare(t, translation(fromDir, options), out)
+			if results := writeStatuses(t, server, out.Statuses); results["error"]+results["conflict"] > 0 {
+				t.Errorf("the API server does not take the statuses: %v", results)
+			}
+			if results := writeStatuses(t, server, out.Statuses); results["same"] != len(out.Statuses) {
+				t.Errorf("statuses that have been written would be written again: %v", results)
+			}
 		})
 	}
 }
@@ -215,6 +228,55 @@ func sameAge(t *testing.T, fromDir, fromKube objects) {
 
 func translation(o objects, options translator.Options) translator.Output {
 	return translator.Translate(slices.Collect(maps.Values(o)), options)
+}
+
+// writeStatuses writes statuses as a new leader does, and returns what came of it.
+func writeStatuses(t *testing.T, server *kubetest.Server, statuses []translator.Status) map[string]int {
+	t.Helper()
+	registry := prometheus.NewRegistry()
+	w, err := statuskube.New(statuskube.Options{Config: server.Config, Logger: zaptest.NewLogger(t, zaptest.Level(zap.WarnLevel)), Registerer: registry})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- w.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}()
+	w.Write(statuses)
+	w.Lead(true)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		results, sum := map[string]int{}, 0
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			for _, m := range f.GetMetric() {
+				n := int(m.GetCounter().GetValue())
+				for _, l := range m.GetLabel() {
+					if l.GetName() == "result" {
+						results[l.GetValue()] += n
+					}
+				}
+				sum += n
+			}
+		}
+		if sum >= len(statuses) {
+			return results
+		}
+		select {
+		case <-tick.C:
+		case <-t.Context().Done():
+			t.Fatal("statuses were not written")
+		}
+	}
 }
 
 func compare(t *testing.T, fromDir, fromKube translator.Output) {
