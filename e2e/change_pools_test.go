@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -87,6 +88,34 @@ func TestChangePools(t *testing.T) {
 	}
 	t.Logf("the cluster of the deleted pool went after %v", time.Since(since).Round(time.Second))
 	c.load.during(100)
+	c.end()
+}
+
+// TestChangeBackends: a route's backend is replaced by a new one and deleted, again and
+// again, while all of the load goes there: there is no moment at which the route leads to
+// what the Envoy does not have yet, or not any more.
+func TestChangeBackends(t *testing.T) {
+	x := newStanding(t)
+	replaced := newTarget("replaced", "replaced", "").expect(x.a, "pick-a", "")
+	backend := func(i int) string {
+		name := fmt.Sprintf("backend-%d", i)
+		switch i % 3 {
+		case 0:
+			return changePool{name: name, app: "a"}.yaml() + yamlRoute("replaced", rule(toPool(name), onModel("replaced")))
+		case 1:
+			return yamlService(name, x.a...) + yamlRoute("replaced", rule(toService(name), onModel("replaced")))
+		}
+		return changePool{name: name, app: "a", picker: "epp-a"}.yaml() + yamlRoute("replaced", rule(toPool(name), onModel("replaced")))
+	}
+	x.files["replaced.yaml"] = backend(0)
+	c := runChanging(t, x.ledger, x.files, boxOptions{})
+	c.begin(replaced)
+	c.load.hold(replaced)
+	for i := range 90 {
+		c.change(func() { c.Write("replaced.yaml", backend(i+1)+"#"+strings.Repeat(".", 4096-len(backend(i+1))+i)+"\n") }) // never shorter
+		c.load.during(5)
+	}
+	c.load.during(50)
 	c.end()
 }
 
