@@ -159,7 +159,10 @@ func (o *observed) event(kind string, obj any, gone bool, changed func(types.Nam
 func shape(m metav1.Object) string {
 	version := m.GetResourceVersion()
 	if g := m.GetGeneration(); g > 0 {
-		version = fmt.Sprint(g, m.GetLabels(), m.GetAnnotations(), m.GetOwnerReferences()) // fmt sorts maps
+		version = fmt.Sprint(g, m.GetLabels(), m.GetAnnotations()) // fmt sorts maps
+		for _, o := range m.GetOwnerReferences() {
+			version += " " + string(o.UID)
+		}
 	}
 	return string(m.GetUID()) + " " + version
 }
