@@ -10,6 +10,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
 	"signalbox.dev/source"
 	"signalbox.dev/xds"
 )
@@ -309,10 +311,16 @@ func TestGatewayClassStatus(t *testing.T) {
 	if diff := cmp.Diff([]string{"Accepted=True/Accepted"}, said(out, source.KindGatewayClass)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	features := out.Statuses[0].GatewayClass.SupportedFeatures
-	for i := 1; i < len(features); i++ {
-		if features[i-1].Name >= features[i].Name {
-			t.Errorf("supportedFeatures are not sorted: %s before %s", features[i-1].Name, features[i].Name)
+	for _, provision := range []bool{false, true} {
+		features := Translate(decode(t, testClass), Options{Provision: provision}).Statuses[0].GatewayClass.SupportedFeatures
+		for i := 1; i < len(features); i++ {
+			if features[i-1].Name >= features[i].Name {
+				t.Errorf("supportedFeatures are not sorted: %s before %s", features[i-1].Name, features[i].Name)
+			}
+		}
+		// Of what a cluster gives a Gateway nothing is claimed where nothing is run for it.
+		if slices.Contains(features, gatewayv1.SupportedFeature{Name: "GatewayStaticAddresses"}) != provision {
+			t.Errorf("with Provision=%t the features are %v", provision, features)
 		}
 	}
 	out = Translate(decode(t, testClass+"  parametersRef: {group: g, kind: k, name: n}\n"), Options{})

@@ -13,39 +13,56 @@ import (
 )
 
 // supportedFeatures is what a GatewayClass of ours claims: only what has a test.
-var supportedFeatures = func() []gatewayv1.SupportedFeature {
+var supportedFeatures = named(
+	features.SupportGateway,
+	features.SupportReferenceGrant,
+	features.SupportGatewayPort8080,
+	features.SupportGatewayHTTPListenerIsolation,
+	features.SupportGatewayHTTPSListenerDetectMisdirectedRequests,
+	features.SupportGatewayRouteHostnameIntersectionPrecedence,
+	features.SupportHTTPRoute,
+	features.SupportHTTPRouteBackendRequestHeaderModification,
+	features.SupportHTTPRouteQueryParamMatching,
+	features.SupportHTTPRouteMethodMatching,
+	features.SupportHTTPRouteResponseHeaderModification,
+	features.SupportHTTPRoutePortRedirect,
+	features.SupportHTTPRouteSchemeRedirect,
+	features.SupportHTTPRoutePathRedirect,
+	features.SupportHTTPRouteHostRewrite,
+	features.SupportHTTPRoutePathRewrite,
+	features.SupportHTTPRouteRequestTimeout,
+	features.SupportHTTPRouteBackendTimeout,
+	features.SupportHTTPRouteParentRefPort,
+	features.SupportHTTPRouteBackendProtocolH2C,
+	features.SupportHTTPRouteNamedRouteRule,
+	features.SupportHTTPRoute303RedirectStatusCode,
+	features.SupportHTTPRoute307RedirectStatusCode,
+	features.SupportHTTPRoute308RedirectStatusCode,
+)
+
+// provisionedFeatures are claimed as well where Envoys are run for Gateways.
+var provisionedFeatures = append(named(
+	features.SupportGatewayAddressEmpty,
+	features.SupportGatewayInfrastructure,
+	features.SupportGatewayStaticAddresses,
+), supportedFeatures...)
+
+func named(names ...features.FeatureName) []gatewayv1.SupportedFeature {
 	var out []gatewayv1.SupportedFeature
-	for _, f := range []features.FeatureName{
-		features.SupportGateway,
-		features.SupportReferenceGrant,
-		features.SupportGatewayPort8080,
-		features.SupportGatewayHTTPListenerIsolation,
-		features.SupportGatewayHTTPSListenerDetectMisdirectedRequests,
-		features.SupportGatewayRouteHostnameIntersectionPrecedence,
-		features.SupportHTTPRoute,
-		features.SupportHTTPRouteBackendRequestHeaderModification,
-		features.SupportHTTPRouteQueryParamMatching,
-		features.SupportHTTPRouteMethodMatching,
-		features.SupportHTTPRouteResponseHeaderModification,
-		features.SupportHTTPRoutePortRedirect,
-		features.SupportHTTPRouteSchemeRedirect,
-		features.SupportHTTPRoutePathRedirect,
-		features.SupportHTTPRouteHostRewrite,
-		features.SupportHTTPRoutePathRewrite,
-		features.SupportHTTPRouteRequestTimeout,
-		features.SupportHTTPRouteBackendTimeout,
-		features.SupportHTTPRouteParentRefPort,
-		features.SupportHTTPRouteBackendProtocolH2C,
-		features.SupportHTTPRouteNamedRouteRule,
-		features.SupportHTTPRoute303RedirectStatusCode,
-		features.SupportHTTPRoute307RedirectStatusCode,
-		features.SupportHTTPRoute308RedirectStatusCode,
-	} {
-		out = append(out, gatewayv1.SupportedFeature{Name: gatewayv1.FeatureName(f)})
+	for _, n := range names {
+		out = append(out, gatewayv1.SupportedFeature{Name: gatewayv1.FeatureName(n)})
 	}
-	slices.SortFunc(out, func(a, b gatewayv1.SupportedFeature) int { return cmp.Compare(a.Name, b.Name) })
 	return out
-}()
+}
+
+// supported returns the features that are claimed, sorted, as the API asks.
+func (t *tables) supported() []gatewayv1.SupportedFeature {
+	claimed := supportedFeatures
+	if t.opt.Provision {
+		claimed = provisionedFeatures
+	}
+	return slices.SortedFunc(slices.Values(claimed), func(a, b gatewayv1.SupportedFeature) int { return cmp.Compare(a.Name, b.Name) })
+}
 
 // gatewayClassStatusOf returns the status of a GatewayClass that names our controller.
 func (t *tables) gatewayClassStatusOf(r *incr.Reads, k key, o *gatewayv1.GatewayClass) (Status, bool) {
@@ -66,7 +83,7 @@ func (t *tables) gatewayClassStatusOf(r *incr.Reads, k key, o *gatewayv1.Gateway
 		Generation: o.Generation,
 		GatewayClass: &gatewayv1.GatewayClassStatus{
 			Conditions:        atGeneration(o.Generation, conditions...),
-			SupportedFeatures: supportedFeatures,
+			SupportedFeatures: t.supported(),
 		},
 	}, true
 }
