@@ -28,6 +28,10 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"pgregory.net/rapid"
+
+	"signalbox.dev/source"
+	"signalbox.dev/source/manifest"
 	"signalbox.dev/translator"
 	"signalbox.dev/xds"
 )
@@ -190,4 +194,51 @@ func selfSigned(t *testing.T) *tlsv3.TlsCertificate {
 		return &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: pem.EncodeToMemory(&pem.Block{Type: typ, Bytes: b})}}
 	}
 	return &tlsv3.TlsCertificate{CertificateChain: inline("CERTIFICATE", certificate), PrivateKey: inline("PRIVATE KEY", key)}
+}
+
+// TestEditedGoldensLoadInEnvoy: the real Envoy takes whatever is made of objects that an
+// API server has taken. What is valid protobuf and yet refused would take a whole route
+// table, and with it other people's routes, out of service.
+func TestEditedGoldensLoadInEnvoy(t *testing.T) {
+	envoy := translator.EnvoyPath(t)
+	dir, spare := t.TempDir(), selfSigned(t)
+	all := goldens(t)
+	m := newMutator(all)
+	rapid.Check(t, func(rt *rapid.T) {
+		g := rapid.SampledFrom(all).Draw(rt, "golden")
+		var objects []source.Object
+		for _, o := range g.objects {
+			if edited := stored(m.mutate(rt, o)); edited != nil {
+				rt.Logf("%s: %s", source.RefOf(o), mustJSON(edited))
+				o = edited
+			}
+			objects = append(objects, o)
+		}
+		w := worldOf(translator.Translate(objects, g.options.translator()))
+		if err := w.fault(); err != nil {
+			rt.Fatal(err)
+		}
+		for i, group := range w.groups() {
+			b, err := protojson.Marshal(w.bootstrap(t, group, spare))
+			if err != nil {
+				rt.Fatal(err)
+			}
+			file := filepath.Join(dir, fmt.Sprintf("%d.json", i))
+			if err := os.WriteFile(file, b, 0o600); err != nil {
+				rt.Fatal(err)
+			}
+			if out, err := exec.CommandContext(t.Context(), envoy, "--mode", "validate", "-c", file, "-l", "error").CombinedOutput(); err != nil {
+				rt.Fatalf("envoy --mode validate: %v\n%s", err, out)
+			}
+		}
+	})
+}
+
+// stored returns the object as an API server would store it, or nil if it refuses it.
+func stored(o source.Object) source.Object {
+	r := manifest.Parse("edited", mustJSON(o))
+	if len(r.Objects) != 1 || len(r.Problems) > 0 {
+		return nil
+	}
+	return r.Objects[0].Object
 }
