@@ -13,56 +13,12 @@ import (
 // connections see the new ones, and nobody else notices anything.
 func TestChangeCertificates(t *testing.T) {
 	x := newStanding(t)
-	names := []string{"one.example.com", "two.example.com", "any.wild.example.com"} // as clients say them
-	hostnames := []string{"one.example.com", "two.example.com", "*.wild.example.com"}
-	issue := func() (out []certificate) {
-		for _, h := range hostnames {
-			out = append(out, newCertificate(t, h))
-		}
-		return out
-	}
-	secrets := func(of []certificate) (out string) {
-		for i, c := range of {
-			out += yamlSecret(fmt.Sprintf("cert-%d", i), c)
-		}
-		return out
-	}
-	current := issue()
-	x.files["gateway.yaml"] = yamlHTTPSGateway(hostnames...)
-	x.files["secrets.yaml"] = secrets(current)
-	c := runChanging(t, x.ledger, x.files, boxOptions{Listeners: []int{443}, Ready: 3})
-	address := fmt.Sprintf("127.0.0.1:%d", c.Ports[443])
-	for _, target := range []*loadTarget{x.toA, x.toB, x.toS} {
-		target.host = names[0]
-	}
-	c.load = startLoad(t, "https://"+address, x.ledger, &tls.Config{InsecureSkipVerify: true, ServerName: names[0]}, x.toA, x.toB, x.toS)
-	c.before = c.envoy.stats(listenerStats)
+	c := startRotation(t, x)
 	c.load.hold(x.toA)
-
-	// serves says whether a new connection to the i-th listener sees this very certificate.
-	serves := func(i int, want certificate) bool {
-		conn, err := tls.Dial("tcp", address, &tls.Config{RootCAs: want.pool(t), ServerName: names[i]})
-		if err == nil {
-			conn.Close()
-		} else if !strings.Contains(err.Error(), "certificate") {
-			t.Fatalf("handshake with %s: %v", names[i], err)
-		}
-		return err == nil
-	}
 	var took []time.Duration
-	rotate := func() {
-		t.Helper()
-		current = issue()
-		started := time.Now()
-		c.Write("secrets.yaml", secrets(current))
-		for i := range names {
-			waitFor(t, "a new connection to "+names[i]+" sees the new certificate", func() bool { return serves(i, current[i]) })
-		}
-		took = append(took, time.Since(started))
-		c.load.during(20)
-	}
 	for range 20 {
-		rotate()
+		took = append(took, c.rotate())
+		c.load.during(20)
 	}
 	slices.Sort(took)
 	t.Logf("new certificates were seen after %v at best, %v in the middle, %v at worst", took[0], took[10], took[19])
@@ -71,33 +27,92 @@ func TestChangeCertificates(t *testing.T) {
 	}
 
 	// A key of another certificate, and then no Secret at all: the last good one stays.
-	next := issue()
+	next := issue(t)
 	broken := slices.Clone(next)
 	broken[0].Key = next[1].Key
-	c.Write("secrets.yaml", secrets(broken))
-	current[1], current[2] = next[1], next[2]
-	c.stay(serves, current)
+	c.Write("secrets.yaml", yamlSecrets(broken))
+	c.current[1], c.current[2] = next[1], next[2]
+	c.stay()
 	c.Remove("secrets.yaml")
 	waitFor(t, "the Gateway says that its certificates are missing", func() bool {
 		return strings.HasPrefix(c.condition("Gateway", "default/gw", "listener https-1", "ResolvedRefs"), "False InvalidCertificateRef")
 	})
 	c.load.during(50)
-	c.stay(serves, current)
-	rotate()
+	c.stay()
+	c.rotate()
 	c.end()
 }
 
-// stay waits until each listener serves its certificate, and makes sure that it does.
-func (c *changing) stay(serves func(int, certificate) bool, current []certificate) {
-	c.box.t.Helper()
-	all := func() bool {
-		for i := range current {
-			if !serves(i, current[i]) {
-				return false
-			}
-		}
-		return true
+// rotation is a Gateway with three HTTPS listeners under load, and the certificates that
+// they should serve.
+type rotation struct {
+	*changing
+	address string
+	current []certificate // of each listener
+}
+
+// rotated are the hostnames of the listeners, and under which name a client comes.
+var rotated = [][2]string{{"one.example.com", "one.example.com"}, {"two.example.com", "two.example.com"}, {"*.wild.example.com", "any.wild.example.com"}}
+
+func startRotation(t *testing.T, x *standing) *rotation {
+	t.Helper()
+	c := &rotation{current: issue(t)}
+	x.files["gateway.yaml"] = yamlHTTPSGateway(rotated[0][0], rotated[1][0], rotated[2][0])
+	x.files["secrets.yaml"] = yamlSecrets(c.current)
+	c.changing = runChanging(t, x.ledger, x.files, boxOptions{Listeners: []int{443}, Ready: 3})
+	c.address = fmt.Sprintf("127.0.0.1:%d", c.Ports[443])
+	for _, target := range []*loadTarget{x.toA, x.toB, x.toS} {
+		target.host = rotated[0][1]
 	}
+	c.load = startLoad(t, "https://"+c.address, x.ledger, &tls.Config{InsecureSkipVerify: true, ServerName: rotated[0][1]}, x.toA, x.toB, x.toS)
+	c.before = c.envoy.stats(listenerStats)
+	return c
+}
+
+// issue makes a new certificate for each listener.
+func issue(t testing.TB) (out []certificate) {
+	t.Helper()
+	for _, h := range rotated {
+		out = append(out, newCertificate(t, h[0]))
+	}
+	return out
+}
+
+func yamlSecrets(of []certificate) (out string) {
+	for i, c := range of {
+		out += yamlSecret(fmt.Sprintf("cert-%d", i), c)
+	}
+	return out
+}
+
+// serves says whether a new connection to the i-th listener sees its current certificate.
+func (c *rotation) serves(i int) bool {
+	c.box.t.Helper()
+	conn, err := tls.Dial("tcp", c.address, &tls.Config{RootCAs: c.current[i].pool(c.box.t), ServerName: rotated[i][1]})
+	if err == nil {
+		conn.Close()
+	} else if !strings.Contains(err.Error(), "certificate") {
+		c.box.t.Fatalf("handshake with %s: %v", rotated[i][1], err)
+	}
+	return err == nil
+}
+
+// rotate replaces all certificates and returns how long it takes until they are seen.
+func (c *rotation) rotate() time.Duration {
+	c.box.t.Helper()
+	c.current = issue(c.box.t)
+	started := time.Now()
+	c.Write("secrets.yaml", yamlSecrets(c.current))
+	for i, h := range rotated {
+		waitFor(c.box.t, "a new connection to "+h[1]+" sees the new certificate", func() bool { return c.serves(i) })
+	}
+	return time.Since(started)
+}
+
+// stay waits until each listener serves its certificate, and makes sure that it goes on.
+func (c *rotation) stay() {
+	c.box.t.Helper()
+	all := func() bool { return c.serves(0) && c.serves(1) && c.serves(2) }
 	waitFor(c.box.t, "every listener serves its last good certificate", all)
 	c.load.during(30)
 	if !all() {

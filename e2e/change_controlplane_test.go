@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -27,24 +28,7 @@ func changeControlPlane(t *testing.T, stream string) {
 	x.files["moving.yaml"] = movingTo("a")
 	moving := newTarget("moving", "moving", "").expect(x.a, "pick-a")
 	b := startBare(t, x.files)
-	var args []string
-	if stream != "delta" {
-		args = append(args, "--state-of-the-world")
-	}
-	bootstrap := b.bootstrap("default/gw", "by-hand", args...)
-	text, err := os.ReadFile(bootstrap)
-	if err != nil {
-		t.Fatal(err)
-	}
-	admin := regexp.MustCompile(`admin:\s+address: \{.*port_value: (\d+)`).FindSubmatch(text)
-	if admin == nil {
-		t.Fatalf("the bootstrap names no port of the admin interface:\n%s", text)
-	}
-	startEnvoy(t, bootstrap)
-	waitFor(t, "the Envoy serves", func() bool {
-		return post(t.Context(), b.url(80)+"/v1/chat/completions", "application/json", chat("steady-a")).Status == 200
-	})
-	envoy := newEnvoyAdmin(t, "tcp", "127.0.0.1:"+string(admin[1]))
+	envoy := b.runEnvoy(t, stream)
 	b.inSync(t)
 
 	load := startLoad(t, b.url(80), x.ledger, nil, x.toA, x.toB, x.toS, moving)
@@ -63,7 +47,7 @@ func changeControlPlane(t *testing.T, stream string) {
 
 	// What changes meanwhile is there afterwards, in an order that loses nothing.
 	for i, to := range []string{"b", "a", "b"} {
-		moving.expect(append(x.a, x.b...), "pick-a", "pick-b")
+		moving.expect(slices.Concat(x.a, x.b), "pick-a", "pick-b")
 		b.endServe(t, syscall.SIGKILL)
 		if err := os.WriteFile(filepath.Join(b.dir, "moving.yaml"), []byte(movingTo(to)+yamlService(fmt.Sprintf("new-%d", i), x.s...)+
 			yamlRoute(fmt.Sprintf("new-%d", i), rule(toService(fmt.Sprintf("new-%d", i)), onPath(fmt.Sprintf("/new-%d", i))))), 0o600); err != nil {
@@ -84,6 +68,29 @@ func changeControlPlane(t *testing.T, stream string) {
 			t.Error(c)
 		}
 	}
+}
+
+// runEnvoy starts an Envoy with a variant of the protocol and waits until it serves.
+func (b *bare) runEnvoy(t *testing.T, stream string) *envoyAdmin {
+	t.Helper()
+	var args []string
+	if stream != "delta" {
+		args = append(args, "--state-of-the-world")
+	}
+	bootstrap := b.bootstrap("default/gw", "by-hand", args...)
+	text, err := os.ReadFile(bootstrap)
+	if err != nil {
+		t.Fatal(err)
+	}
+	admin := regexp.MustCompile(`admin:\s+address: \{.*port_value: (\d+)`).FindSubmatch(text)
+	if admin == nil {
+		t.Fatalf("the bootstrap names no port of the admin interface:\n%s", text)
+	}
+	startEnvoy(t, bootstrap)
+	waitFor(t, "the Envoy serves", func() bool {
+		return post(t.Context(), b.url(80)+"/v1/chat/completions", "application/json", chat("steady-a")).Status == 200
+	})
+	return newEnvoyAdmin(t, "tcp", "127.0.0.1:"+string(admin[1]))
 }
 
 // inSync waits until the one Envoy is connected and has everything. An Envoy tries again

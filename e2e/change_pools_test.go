@@ -12,46 +12,70 @@ import (
 // under load on the pools themselves.
 func TestChangePools(t *testing.T) {
 	x := newStanding(t)
-	newPods := func(name string) []*pod {
-		return []*pod{x.ledger.startPod(t, name+"-0"), x.ledger.startPod(t, name+"-1")}
-	}
-
-	// "old" is replaced by "new", in one stroke, and everything of it deleted.
-	old, young := newPods("old"), newPods("new")
-	pickOld, pickNew := startSteered(t, "pick-old", false, old...), startSteered(t, "pick-new", true, young...)
-	replaced := newTarget("replaced", "replaced", "").expect(old, "pick-old")
-	x.files["replaced.yaml"] = changePool{name: "old", picker: "epp-old"}.yaml() + yamlEPP("epp-old", pickOld.Address) + yamlApp("old", old...) +
-		yamlRoute("replaced", rule(toPool("old"), onModel("replaced")))
-
-	// "c" is what changes itself.
-	c1, c2 := newPods("c1"), newPods("c2")
-	pickC, pickD := startSteered(t, "pick-c", false, c1...), startSteered(t, "pick-d", true, c1...)
-	changed := newTarget("changed", "changed", "").expect(c1, "pick-c")
-	pool := changePool{name: "c", app: "c1", picker: "epp-c"}
-	x.files["c.yaml"] = pool.yaml()
-	x.files["c-rest.yaml"] = yamlEPP("epp-c", pickC.Address) + yamlEPP("epp-d", pickD.Address) + yamlApp("c1", c1...) + yamlApp("c2", c2...) +
-		yamlRoute("c", rule(toPool("c"), onModel("changed")))
-
-	// "w" is shared out between a and b.
+	replaced, young, next := x.replacedPool(t)
+	changed, c1, c2 := x.changedPool(t)
 	weighted := newTarget("weighted", "weighted", "").expect(slices.Concat(x.a, x.b), "pick-a", "pick-b")
 	x.files["weighted.yaml"] = yamlWeighted("weighted", 70, 30)
-
 	c := runChanging(t, x.ledger, x.files, boxOptions{})
 	c.begin(x.toA, replaced, x.toB, changed, x.toS, changed, weighted)
 	for _, target := range []*loadTarget{x.toA, replaced, changed, weighted} {
 		c.load.hold(target)
 	}
-	c.move(replaced, young, []string{"pick-new"}, func() {
-		c.Write("replaced.yaml", changePool{name: "new", picker: "epp-new", annotations: "signalbox.dev/picker-tls: plaintext"}.yaml()+
-			yamlEPP("epp-new", pickNew.Address)+yamlApp("new", young...)+yamlRoute("replaced", rule(toPool("new"), onModel("replaced"))))
-	})
-	since := time.Now()
+	c.move(replaced, young, []string{"pick-new"}, func() { c.Write("replaced.yaml", next) })
+	since, gone := time.Now(), "pool/default/old"
+	if !c.envoy.clusters()[gone] {
+		t.Errorf("the Envoy has no cluster %s any more, whose requests are still under way", gone)
+	}
+	c.changeItself(changed, c1, c2)
+	c.changeWeights(x, weighted)
 
-	set := func(p changePool) func() { return func() { c.Write("c.yaml", p.yaml()) } }
+	// What is not needed any more goes after a while; what it still streams is not cut.
+	for c.envoy.clusters()[gone] {
+		if time.Since(since) > 2*time.Minute {
+			t.Fatal("the Envoy still has the cluster of the pool that is gone")
+		}
+		c.load.during(50)
+	}
+	t.Logf("the cluster of the deleted pool went after %v", time.Since(since).Round(time.Second))
+	c.load.during(100)
+	c.end()
+}
+
+func (x *standing) twoPods(t testing.TB, name string) []*pod {
+	return []*pod{x.ledger.startPod(t, name+"-0"), x.ledger.startPod(t, name+"-1")}
+}
+
+// replacedPool is a pool "old" with its route, and what replaces all of it in one stroke.
+func (x *standing) replacedPool(t testing.TB) (target *loadTarget, young []*pod, next string) {
+	old := x.twoPods(t, "old")
+	young = x.twoPods(t, "new")
+	pickOld, pickNew := startSteered(t, "pick-old", false, old...), startSteered(t, "pick-new", true, young...)
+	x.files["replaced.yaml"] = changePool{name: "old", picker: "epp-old"}.yaml() + yamlEPP("epp-old", pickOld.Address) + yamlApp("old", old...) +
+		yamlRoute("replaced", rule(toPool("old"), onModel("replaced")))
+	next = changePool{name: "new", picker: "epp-new", annotations: "signalbox.dev/picker-tls: plaintext"}.yaml() +
+		yamlEPP("epp-new", pickNew.Address) + yamlApp("new", young...) + yamlRoute("replaced", rule(toPool("new"), onModel("replaced")))
+	return newTarget("replaced", "replaced", "").expect(old, "pick-old"), young, next
+}
+
+// changedPool is a pool "c", which changes itself: it has the pods c1 or c2, and the
+// picker pick-c, pick-d (plaintext), or none.
+func (x *standing) changedPool(t testing.TB) (target *loadTarget, c1, c2 []*pod) {
+	c1, c2 = x.twoPods(t, "c1"), x.twoPods(t, "c2")
+	pickC, pickD := startSteered(t, "pick-c", false, c1...), startSteered(t, "pick-d", true, c1...)
+	x.files["c.yaml"] = changePool{name: "c", app: "c1", picker: "epp-c"}.yaml()
+	x.files["c-rest.yaml"] = yamlEPP("epp-c", pickC.Address) + yamlEPP("epp-d", pickD.Address) + yamlApp("c1", c1...) + yamlApp("c2", c2...) +
+		yamlRoute("c", rule(toPool("c"), onModel("changed")))
+	return newTarget("changed", "changed", "").expect(c1, "pick-c"), c1, c2
+}
+
+// changeItself changes each field of pool "c".
+func (c *changing) changeItself(changed *loadTarget, c1, c2 []*pod) {
+	c.box.t.Helper()
+	pool := changePool{name: "c", app: "c1", picker: "epp-c"}
 	step := func(pods []*pod, by string, edit func()) {
-		t.Helper()
+		c.box.t.Helper()
 		edit()
-		c.move(changed, pods, []string{by}, set(pool))
+		c.move(changed, pods, []string{by}, func() { c.Write("c.yaml", pool.yaml()) })
 	}
 	for range 2 {
 		step(c1, "pick-c", func() { pool.failOpen = true })
@@ -67,7 +91,11 @@ func TestChangePools(t *testing.T) {
 	step(c1, "", func() { pool.annotations = `signalbox.dev/picker-response: "None"` }) // which then names itself nowhere
 	step(c1, "pick-c", func() { pool.annotations = "signalbox.dev/picker-response: Headers" })
 	step(c1, "pick-c", func() { pool.annotations = "signalbox.dev/pick-timeout: 50s" })
+}
 
+// changeWeights changes how a route is shared out between pools a and b.
+func (c *changing) changeWeights(x *standing, weighted *loadTarget) {
+	c.box.t.Helper()
 	for _, w := range [][2]int{{30, 70}, {1, 1}, {0, 1}, {1, 0}, {1, 999}, {70, 30}} {
 		to, by := slices.Concat(x.a, x.b), []string{"pick-a", "pick-b"}
 		switch {
@@ -78,17 +106,6 @@ func TestChangePools(t *testing.T) {
 		}
 		c.move(weighted, to, by, func() { c.Write("weighted.yaml", yamlWeighted("weighted", w[0], w[1])) })
 	}
-
-	// What is not needed any more goes after a while; what it still streams is not cut.
-	for c.envoy.clusters()["pool/default/old"] {
-		if time.Since(since) > 2*time.Minute {
-			t.Fatal("the Envoy still has the cluster of the pool that is gone")
-		}
-		c.load.during(50)
-	}
-	t.Logf("the cluster of the deleted pool went after %v", time.Since(since).Round(time.Second))
-	c.load.during(100)
-	c.end()
 }
 
 // TestChangeBackends: a route's backend is replaced by a new one and deleted, again and
