@@ -216,3 +216,19 @@ func (c *cluster) try(manifest string) bool {
 
 // outageTime is how long what is taken away stays away.
 var outageTime = flag.Duration("outage", 10*time.Second, "how long API servers are away in the tests on clusters")
+
+// waitLong is waitFor for what takes its time.
+func waitLong(t *testing.T, what string, limit time.Duration, done func() bool) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-deadline.C:
+			t.Fatalf("not within %v: %s", limit, what)
+		case <-tick.C:
+		}
+	}
+}

@@ -90,9 +90,9 @@ func (p *Provisioner) observe(ctx context.Context, changed func(types.Namespaced
 }
 
 // ours lists and watches the objects that carry our label.
-func ours(client metadata.ResourceInterface) *cache.ListWatch {
+func ours(client metadata.ResourceInterface) cache.ListerWatcher {
 	const selector = infrastructure.LabelManagedBy + "=" + infrastructure.ManagedBy
-	return &cache.ListWatch{
+	return listAndWatch{&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
 			o.LabelSelector = selector
 			return client.List(ctx, o)
@@ -101,8 +101,15 @@ func ours(client metadata.ResourceInterface) *cache.ListWatch {
 			o.LabelSelector = selector
 			return client.Watch(ctx, o)
 		},
-	}
+	}}
 }
+
+// listAndWatch is followed by lists and watches, the verbs that every API server has and a
+// Role grants, instead of lists that are streamed where the API server can.
+type listAndWatch struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is how a reflector asks.
+func (listAndWatch) IsWatchListSemanticsUnSupported() bool { return true }
 
 // wait returns when nothing is followed any more.
 func (o *observed) wait() { o.wg.Wait() }
