@@ -71,7 +71,8 @@ func (f *fleet) stop(cmd *exec.Cmd, admin string, exited <-chan error, log *zap.
 		}}}
 	ctx, cancel := context.WithTimeout(context.Background(), f.cfg.drain)
 	defer cancel()
-	if err := errors.Join(post(ctx, client, "/healthcheck/fail"), post(ctx, client, "/drain_listeners")); err != nil {
+	err := errors.Join(post(ctx, client, "/healthcheck/fail"), post(ctx, client, "/drain_listeners"))
+	if err != nil {
 		log.Warn("Envoy cannot be drained", zap.Error(err))
 		cancel()
 	}
@@ -79,7 +80,8 @@ func (f *fleet) stop(cmd *exec.Cmd, admin string, exited <-chan error, log *zap.
 	defer ticker.Stop()
 	for drained := false; !drained; {
 		select {
-		case <-exited:
+		case err := <-exited:
+			log.Info("Envoy ended while it drained", zap.NamedError("exit", err))
 			return nil
 		case <-ctx.Done():
 			drained = true
@@ -89,12 +91,12 @@ func (f *fleet) stop(cmd *exec.Cmd, admin string, exited <-chan error, log *zap.
 	}
 	_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended meanwhile
 	select {
-	case <-exited:
+	case err = <-exited:
 	case <-time.After(5 * time.Second):
 		_ = cmd.Process.Kill()
-		<-exited
+		err = <-exited
 	}
-	log.Info("Envoy stopped")
+	log.Info("Envoy stopped", zap.NamedError("exit", err))
 	return nil
 }
 

@@ -14,7 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// AnnotationUnmanaged, "true" on a Gateway, says that its Envoys are brought along:
+// AnnotationUnmanaged on a Gateway, with the value "true", says that its Envoys are brought along:
 // nothing is provisioned for it.
 const AnnotationUnmanaged = "signalbox.dev/unmanaged"
 
