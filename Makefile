@@ -18,7 +18,7 @@ FUZZTIME ?= 10s
 # Packages with goroutines: their tests run under the race detector, the others' without.
 RACE := controlplane demo extproc provision source standalone status xds
 
-.PHONY: help demo test build unit race fuzz lint e2e cluster-test deploy-test install-yaml envoy crds bench golden clean
+.PHONY: help demo test build unit race fuzz lint e2e cluster-test apiserver-test deploy-test install-yaml envoy crds bench golden clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -50,6 +50,10 @@ e2e: build $(ENVOY) ## the real thing: real Envoy, extractor and pickers, throug
 
 cluster-test: $(ENVOY) ## on a real cluster: CLUSTER=../shared/cluster starts one, else that of KUBECONFIG
 	./scripts/cluster-test
+
+apiserver-test: build $(ENVOY) ## on kube-apiserver and etcd alone, from the folder KUBEBUILDER_ASSETS
+	go test -count=1 -timeout 15m -tags cluster ./source/kube ./status/kube ./provision
+	SIGNALBOX=$(abspath $(BIN))/signalbox go test -count=1 -timeout 15m -tags cluster -run '^TestKube' ./e2e
 
 deploy-test: ## the chart, install.yaml, GitOps health checks
 	cd deploy && go vet ./... && go test ./...

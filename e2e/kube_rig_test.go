@@ -14,6 +14,7 @@ import (
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"signalbox.dev/source/kube/kubetest"
@@ -157,7 +158,7 @@ func (c *cluster) accepted(name string) bool {
 // get reads an object of the default namespace.
 func (c *cluster) get(kind, name string, into any) {
 	c.t.Helper()
-	o, err := c.server.Resource(c.t, gatewayv1.SchemeGroupVersion.WithKind(kind), "default").Get(c.t.Context(), name, metav1.GetOptions{})
+	o, err := c.server.Resource(c.t, schema.GroupVersionKind{Group: gatewayv1.GroupName, Version: "v1", Kind: kind}, "default").Get(c.t.Context(), name, metav1.GetOptions{})
 	if err == nil {
 		err = runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, into)
 	}

@@ -25,7 +25,7 @@ import (
 // The control plane is granted what it uses, and uses what it is granted: with the roles of
 // deploy/install.yaml, through a life that has everything in it, the API server refuses
 // nothing, and by its audit log there is no verb that was not needed.
-func TestRole(t *testing.T) {
+func TestKubeRole(t *testing.T) {
 	c := newCluster(t, "signalbox")
 	granted := c.grant("../deploy/install.yaml")
 	c.oldAuthority()

@@ -12,7 +12,7 @@ import (
 
 // The leader of two replicas is killed: the other one serves Envoys as if nothing had
 // happened, and writes statuses within 20 s, those that differ.
-func TestLeaderKilled(t *testing.T) {
+func TestKubeLeaderKilled(t *testing.T) {
 	c := newCluster(t, "admin")
 	c.apply(redirect("before"))
 	leader := c.start()
@@ -49,7 +49,7 @@ func TestLeaderKilled(t *testing.T) {
 }
 
 // A leader that ends in order hands over at once.
-func TestLeaderEnds(t *testing.T) {
+func TestKubeLeaderEnds(t *testing.T) {
 	c := newCluster(t, "admin")
 	leader := c.start()
 	leader.waitOutput(t, leads)
@@ -64,7 +64,7 @@ func TestLeaderEnds(t *testing.T) {
 
 // 1,000 routes at once are one write each, and few on their Gateway; a control plane that
 // starts anew writes nothing.
-func TestThousandRoutes(t *testing.T) {
+func TestKubeThousandRoutes(t *testing.T) {
 	const routes, clients = 1000, 8
 	c := newCluster(t, "signalbox")
 	c.apply(everything)
@@ -138,7 +138,7 @@ subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: signalbox}]
 
 // The API server hangs, dies, and loses its etcd: requests are answered all the while, and
 // what changes afterwards is served within seconds.
-func TestOutages(t *testing.T) {
+func TestKubeOutages(t *testing.T) {
 	c := newCluster(t, "admin")
 	c.apply(redirect("before"))
 	r := c.start()

@@ -257,7 +257,7 @@ func testObserve(t *testing.T, server *kubetest.Server) {
 		}
 	}})
 	r.Sync()
-	client := server.Resource(t, gatewayv1.SchemeGroupVersion.WithKind("HTTPRoute"), "default")
+	client := server.Resource(t, schema.GroupVersionKind{Group: gatewayv1.GroupName, Version: "v1", Kind: "HTTPRoute"}, "default")
 	status := `{"status":{"parents":[{"controllerName":"example.com/c","parentRef":{"name":"gw"},"conditions":[{"type":"Accepted","status":"True","reason":"A","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}]}]}}`
 	if _, err := client.Patch(t.Context(), "r", types.MergePatchType, []byte(status), metav1.PatchOptions{}, "status"); err != nil {
 		t.Fatal(err)
