@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,12 +16,20 @@ import (
 
 func TestFollowDNS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // of what DNS says
 		var answer []netip.Addr
 		var failure error
+		says := func(a []netip.Addr, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			answer, failure = a, err
+		}
 		lookup := func(_ context.Context, network, host string) ([]netip.Addr, error) {
 			if network != "ip" || host != "pods.ns.svc" {
 				t.Errorf("asked for %s %s", network, host)
 			}
+			mu.Lock()
+			defer mu.Unlock()
 			return answer, failure
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -30,7 +39,7 @@ func TestFollowDNS(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		failure = errors.New("no server")
+		says(nil, errors.New("no server"))
 		go e.follow(ctx, name, lookup, zap.NewNop())
 		step := func(what string, known bool, want ...string) {
 			t.Helper()
@@ -41,11 +50,11 @@ func TestFollowDNS(t *testing.T) {
 			}
 		}
 		step("before DNS answers nothing is known", false)
-		answer, failure = []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.2"), netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.0.0.1")}, nil
+		says([]netip.Addr{netip.MustParseAddr("::ffff:10.0.0.2"), netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.0.0.1")}, nil)
 		step("addresses", true, "10.0.0.1:8000", "10.0.0.2:8000", "[fd00::1]:8000")
-		answer, failure = nil, errors.New("i/o timeout")
+		says(nil, errors.New("i/o timeout"))
 		step("a failure changes nothing", true, "10.0.0.1:8000", "10.0.0.2:8000", "[fd00::1]:8000")
-		failure = &net.DNSError{Err: "no such host", IsNotFound: true}
+		says(nil, &net.DNSError{Err: "no such host", IsNotFound: true})
 		step("no such name: no ready pod", true)
 	})
 }
