@@ -59,9 +59,10 @@ func statuses(t *testing.T) {
 // uniqueModelNames holds the admission policy of deploy/gitops to its word, on the real
 // API server.
 func uniqueModelNames(t *testing.T) {
-	files := []string{"-f", "deploy/gitops/policy/unique-model-names.yaml", "-f", "deploy/gitops/policy/registry-example.yaml"}
-	kubectl(t, append([]string{"apply"}, files...)...)
-	defer kubectl(t, append([]string{"delete"}, files...)...)
+	kubectl(t, "apply", "-f", "deploy/gitops/policy/unique-model-names.yaml")
+	defer kubectl(t, "delete", "-f", "deploy/gitops/policy/unique-model-names.yaml")
+	kubectl(t, "wait", "crd/modelregistries.signalbox.dev", "--for=condition=Established", "--timeout", patience.String())
+	kubectl(t, "apply", "-f", "deploy/gitops/policy/registry-example.yaml")
 	try := func(route, gateway, header, kind, model string) error {
 		_, err := run(t, strings.NewReplacer("ROUTE", route, "GATEWAY", gateway, "HEADER", header, "TYPE", kind, "MODEL", model).Replace(`
 apiVersion: gateway.networking.k8s.io/v1
@@ -71,13 +72,14 @@ spec:
   parentRefs: [{name: GATEWAY}]
   rules:
   - matches: [{path: {value: /plain}}]
-  - matches: [{headers: [{name: X-Other, value: y}]}, {headers: [{name: HEADER, type: TYPE, value: "MODEL"}]}]
+  - matches: [{headers: [{name: X-Other, value: any}]}, {headers: [{name: HEADER, type: TYPE, value: "MODEL"}]}]
 `), "kubectl", "apply", "--dry-run=server", "-f", "-")
 		return err
 	}
 	const ours, model = "inference-gateway", "X-Gateway-Model-Name"
 	eventually(t, "the policy is in force", func() (bool, string) {
-		return try("thief", ours, model, "Exact", "chatbot") != nil, ""
+		err := try("thief", ours, model, "Exact", "chatbot")
+		return err != nil && strings.Contains(err.Error(), "signalbox-unique-model-names"), fmt.Sprint(err)
 	})
 	for _, tt := range []struct{ name, route, gateway, header, kind, model, refused string }{
 		{"its own", "routes-to-llms", ours, model, "Exact", "chatbot", ""},
