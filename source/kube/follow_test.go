@@ -37,6 +37,7 @@ type api struct {
 	expired  map[string]bool  // resources whose next watch finds its place too old
 	services []corev1.Service // all that there is
 	watches  chan struct{}    // closed to end all watches
+	away     bool             // it stops: a watch that begins now would never end
 }
 
 func newAPI(t *testing.T) *api {
@@ -51,12 +52,13 @@ func newAPI(t *testing.T) *api {
 }
 
 func (a *api) serve(l net.Listener) {
+	a.change(func() { a.away = false })
 	a.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: a}}
 	a.server.Start()
 }
 
 func (a *api) stop() {
-	a.change(func() {})
+	a.change(func() { a.away = true })
 	a.server.CloseClientConnections()
 	a.server.Close()
 }
@@ -73,6 +75,9 @@ func (a *api) change(do func()) {
 func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.away {
+		panic(http.ErrAbortHandler) // as if nobody listened any more
+	}
 	w.Header().Set("Content-Type", "application/json")
 	prefix, resource := split(r.URL.Path)
 	if resource == "" {
