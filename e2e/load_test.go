@@ -23,10 +23,14 @@ import (
 )
 
 const (
-	loadRate  = 200             // requests a second, as far as the machine keeps up
-	loadSlots = 48              // requests at a time; a tick that finds none free is left out
-	loadMost  = 40_000          // requests of one load
-	loadTime  = 4 * time.Minute // of one load
+	loadRate  = 200 // requests a second, as far as the machine keeps up
+	loadSlots = 24  // requests at a time; a tick that finds none free is left out
+	// loadFew is how many are sent at a time when answers take longer than loadSlow: a
+	// machine that is busy otherwise must have time left for pickers to show that they live.
+	loadFew  = 4
+	loadSlow = 250 * time.Millisecond
+	loadMost = 40_000          // requests of one load
+	loadTime = 4 * time.Minute // of one load
 	// loadPatience is how long one request may take. It is not a measure of speed: the
 	// machine may be busy with anything.
 	loadPatience = time.Minute
@@ -150,6 +154,7 @@ type load struct {
 	holds   sync.WaitGroup
 
 	sent, checked atomic.Int64
+	slow          atomic.Bool  // the last answer was
 	closed        atomic.Int64 // connections that the other side closed
 	ended         atomic.Bool
 
@@ -230,6 +235,9 @@ func (x *load) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+		if x.slow.Load() && len(x.slots) >= loadFew {
+			continue
+		}
 		select {
 		case x.slots <- struct{}{}:
 		default:
@@ -256,6 +264,7 @@ func (x *load) one(n int64) {
 	protocol := (round + round/int64(len(loadKinds))) % 2
 	id := fmt.Sprintf("%s-%d", target.name, n)
 	before := target.want.Load()
+	began := time.Now()
 	err := x.exchange(x.clients[protocol], target, kind, id, func(pod, picker string) error {
 		for _, e := range []*expectation{before, target.want.Load()} {
 			if slices.Contains(e.pods, pod) && slices.Contains(e.pickers, picker) {
@@ -264,6 +273,7 @@ func (x *load) one(n int64) {
 		}
 		return fmt.Errorf("answered by pod %q picked by %q; want one of %v, by one of %q", pod, picker, target.want.Load().pods, target.want.Load().pickers)
 	})
+	x.slow.Store(time.Since(began) > loadSlow)
 	x.note(id, fmt.Sprintf("%s: %s over HTTP/%d: %v", target.name, kind, 1+protocol, err), err == nil)
 	x.checked.Add(1)
 }
