@@ -134,7 +134,11 @@ func (m *mutator) edit(t *rapid.T, kind string, root map[string]any) {
 	case 0:
 		s.drop()
 	case 1, 2:
-		s.set(rapid.SampledFrom(m.values[s.path]).Draw(t, "value"))
+		var v any // a copy: the values are shared
+		if err := json.Unmarshal(mustJSON(rapid.SampledFrom(m.values[s.path]).Draw(t, "value")), &v); err != nil {
+			t.Fatal(err)
+		}
+		s.set(v)
 	default:
 		s.set(odd(t, s.value))
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -57,6 +58,8 @@ func (t *tables) policy(r *incr.Reads, _ key, o *gatewayv1.BackendTLSPolicy) (po
 	}
 	wellKnown := ptr.Deref(v.WellKnownCACertificates, "")
 	switch {
+	case !validHostname(row.Hostname) || strings.HasPrefix(row.Hostname, "*"):
+		accepted = policyInvalid.because(msgPolicyHostname, row.Hostname)
 	case len(v.SubjectAltNames) > 0:
 		accepted = policyInvalid.because(msgPolicySANs)
 	case wellKnown == gatewayv1.WellKnownCACertificatesSystem:

@@ -91,6 +91,7 @@ const (
 const (
 	msgPolicyAccepted    = "Endpoint pickers behind the Service are verified as the policy says."
 	msgPolicyConflicted  = "The BackendTLSPolicy %s, which is older or comes first by name, targets the Service %s too."
+	msgPolicyHostname    = "validation.hostname: %q is not a DNS name."
 	msgPolicySANs        = "validation.subjectAltNames is not supported; the certificate is verified against validation.hostname alone. Remove it."
 	msgPolicyWellKnown   = "validation.wellKnownCACertificates: %q is not known; use System."
 	msgPolicyNoCA        = "None of validation.caCertificateRefs holds a CA certificate."

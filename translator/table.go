@@ -38,13 +38,14 @@ type hostTable struct {
 	listeners []listenerRow
 	entries   map[listenedHost][]*entry
 	domains   map[string]bool
+	owners    map[string]*listenerRow // by domain, as far as asked
 }
 
 // listenedHost is a domain and the listener through which it is reached.
 type listenedHost struct{ listener, host string }
 
 func newTable(name string, gateway gatewayRow) *hostTable {
-	t := &hostTable{name: name, entries: map[listenedHost][]*entry{}, domains: map[string]bool{}}
+	t := &hostTable{name: name, entries: map[listenedHost][]*entry{}, domains: map[string]bool{}, owners: map[string]*listenerRow{}}
 	own := slices.IndexFunc(gateway.Listeners, func(l listenerRow) bool { return l.RouteConfig == name })
 	for _, l := range gateway.Listeners {
 		if own >= 0 && l.RouteConfig != "" && l.Bound == gateway.Listeners[own].Bound {
@@ -55,7 +56,11 @@ func newTable(name string, gateway gatewayRow) *hostTable {
 	return t
 }
 
+// add adds an entry, unless its host is another listener's: nothing reaches it then.
 func (t *hostTable) add(e *entry) {
+	if l := t.owner(e.Host); l == nil || l.Name != e.Listener {
+		return
+	}
 	k := listenedHost{e.Listener, e.Host}
 	t.entries[k] = append(t.entries[k], e)
 	t.domains[e.Host] = true
@@ -80,12 +85,16 @@ func (t *hostTable) hosts() []virtualHost {
 // owner returns the most specific listener that takes all of a domain: the one of its
 // very hostname, else the one of the longest wildcard, else the one without a hostname.
 func (t *hostTable) owner(domain string) *listenerRow {
+	if l, asked := t.owners[domain]; asked {
+		return l
+	}
 	var best *listenerRow
 	for i, l := range t.listeners {
 		if covers(l.Hostname, domain) && (best == nil || l.Hostname == domain || best.Hostname != domain && len(l.Hostname) > len(best.Hostname)) {
 			best = &t.listeners[i]
 		}
 	}
+	t.owners[domain] = best
 	return best
 }
 
