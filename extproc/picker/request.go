@@ -74,11 +74,14 @@ func (s *stream) requestBody(m *fromEnvoy, b []byte, eof, trailers bool) {
 	if eof {
 		q.ended = time.Now()
 	}
-	if s.at == nil {
+	if s.at == nil && q.released {
 		q.give(s, b, eof)
 		return
 	}
 	q.body.add(b)
+	if s.at == nil && eof {
+		s.passRequest()
+	}
 }
 
 // next returns the next message for the picker.
@@ -205,9 +208,14 @@ func (q *request) known() bool {
 	return q.body.start == 0
 }
 
-// passRequest goes on without a picker, from where Envoy stands.
+// passRequest goes on without a picker, from where Envoy stands. What can be kept is given
+// on at its end, as with a picker: Envoy 1.38 gets stuck now and then if a body comes back
+// while more of it is still coming through the extractor.
 func (s *stream) passRequest() {
 	q := &s.req
+	if !q.released && !q.body.eof && !q.grpc && !q.loose {
+		return
+	}
 	from := q.body.back
 	if !q.released {
 		from = 0

@@ -150,8 +150,13 @@ func (s *stream) hasRoom() bool {
 
 // degrade is called while more is held than the budget allows.
 func (s *stream) degrade() {
-	if s.at != nil && !s.req.done && !s.req.loose {
+	switch {
+	case s.req.done || s.req.loose:
+	case s.at != nil:
 		s.loosen()
+	case s.req.headers != nil && !s.req.released:
+		s.req.loose = true
+		s.passRequest()
 	}
 	if s.at != nil && s.resp.body.size > fairShare {
 		s.log.Debug("response is not kept for its endpoint picker: body budget")
