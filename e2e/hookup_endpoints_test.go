@@ -46,7 +46,7 @@ endpoints: []
 	atClose := watchPods(h.Close...)
 	for range 3 {
 		for _, r := range h.sendAll(t.Context(), pools) {
-			if r.Size <= 300 && r.Took > time.Second {
+			if r.Size <= 300 && r.Took > soon {
 				t.Errorf("%v: want it at once", r)
 			}
 			if r.Pool == "open" {
@@ -61,7 +61,7 @@ endpoints: []
 	}
 	all.Wait()
 	for _, s := range streams {
-		s.whole(t, 60, 2*time.Second)
+		s.whole(t, 60, soon)
 	}
 	atClose(t, "close", 1) // which waited for its pick
 	h.Write("picker-open.yaml", hookupPool{Name: "open", Pickers: []string{open.Address}}.pickersYAML())

@@ -84,14 +84,15 @@ func TestPickerFaults(t *testing.T) {
 			closed.Do(toClose)
 			asked := open.asked.Load() + closed.asked.Load()
 			atOpen, atClose := watchPods(h.Open...), watchPods(h.Close...)
-			replies := h.sendAll(t.Context(), []string{"open", "close"})
+			pools := []string{"open", "close"}
+			replies := append(h.sendAll(t.Context(), pools), h.sendAll(t.Context(), pools, "Host", plainHost)...)
 			leaks := int64(0)
 			for _, r := range replies {
 				switch {
 				case r.Size == noBody && !f.GET && r.Pool == "open":
 					r.picked(t, open.Name, h.Open[0])
 				case r.Size == noBody && !f.GET:
-					leaks = 1
+					leaks++
 					r.picked(t, closed.Name, h.Close[0])
 				case r.Pool == "open":
 					r.unpicked(t, h.Open)
@@ -99,7 +100,7 @@ func TestPickerFaults(t *testing.T) {
 					r.refused(t)
 				}
 			}
-			atOpen(t, "open", int64(len(hookupSizes)))
+			atOpen(t, "open", int64(len(replies)/2))
 			atClose(t, "close", leaks)
 			if n := open.asked.Load() + closed.asked.Load() - asked; n != int64(len(replies)) {
 				t.Errorf("pickers were asked %d times for %d requests", n, len(replies))
@@ -175,20 +176,22 @@ func TestPicks(t *testing.T) {
 	}
 }
 
-// TestDeadPick: a pod of the pool that does not listen is a pick like any other: 503, and
-// with a list too, since nothing asked for retries. No other pod gets what the picker
-// did not choose for it.
+// TestDeadPick: a pod of the pool that does not listen is a pick like any other: 503, also
+// with a list that names others behind it, since no route asks for retries.
 func TestDeadPick(t *testing.T) {
 	t.Parallel()
 	h := newHookup(t)
 	p := startFaulty(t, "epp", false)
 	dead := fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	h.run(t, hookupPool{Name: "open", FailOpen: true, Pickers: []string{p.Address}}, hookupPool{Name: "close", Pickers: []string{p.Address}})
+	p.Do(script{Endpoint: strings.Join([]string{dead, h.Open[0].Address, h.Close[0].Address}, ",")})
 	h.Write("dead.yaml", yamlSlice("dead-open", "app: open", dead)+yamlSlice("dead-close", "app: close", dead))
-	p.Do(script{Endpoint: dead + "," + h.Close[0].Address})
-	waitFor(t, "the dead pod is in the pool", func() bool { return h.send(t.Context(), "close", noBody).Status == 503 })
+	pools := []string{"open", "close"}
+	waitFor(t, "the dead pod is in the pools", func() bool {
+		return h.send(t.Context(), "open", noBody).Status == 503 && h.send(t.Context(), "close", noBody).Status == 503
+	})
 	atOpen, atClose := watchPods(h.Open...), watchPods(h.Close...)
-	for _, r := range h.sendAll(t.Context(), []string{"close"}) {
+	for _, r := range h.sendAll(t.Context(), pools) {
 		if r.Err != nil || r.Status != 503 {
 			t.Errorf("%v: want 503", r)
 		}
@@ -225,10 +228,14 @@ func TestPickerAnswersItself(t *testing.T) {
 	}
 }
 
-// hungBound is what a request may take that was sent to a picker which shows no sign of
-// life: two probes of a second, the first a quarter of a second after the request, and
-// what a busy machine adds.
-const hungBound = 4 * time.Second
+// What requests may take whose picker fails, with what a busy machine adds.
+const (
+	// soon is for failures that show at once; less than what it takes to miss two probes.
+	soon = 2 * time.Second
+	// hungBound is for a picker which shows no sign of life: two probes of a second, the
+	// first a quarter of a second after the request.
+	hungBound = 5 * time.Second
+)
 
 // TestUnreachablePicker: pickers that cannot be talked to at all.
 func TestUnreachablePicker(t *testing.T) {
@@ -244,15 +251,15 @@ func TestUnreachablePicker(t *testing.T) {
 		policy      string // the CA of a BackendTLSPolicy
 		bound       time.Duration
 	}{
-		{"none", nil, "", "", time.Second},
-		{"refused", []string{fmt.Sprintf("127.0.0.1:%d", freePort(t))}, "", "", 2 * time.Second},
+		{"none", nil, "", "", soon},
+		{"refused", []string{fmt.Sprintf("127.0.0.1:%d", freePort(t))}, "", "", soon},
 		{"blackhole", []string{blackhole(t)}, "", "", hungBound},
 		{"silent", []string{rawServer(t, "")}, "", "", hungBound},
 		{"smtp", []string{rawServer(t, "220 mail.test ESMTP ready\r\n")}, "", "", hungBound},
 		{"stopped", []string{stopped.Address}, "", "", hungBound},
-		{"plaintext", []string{plain.Address}, "", "", 2 * time.Second},
-		{"tls", []string{secure.Address}, `signalbox.dev/picker-tls: plaintext`, "", 2 * time.Second},
-		{"other-ca", []string{secure.Address}, "", startFaulty(t, "other", false).CA, 2 * time.Second},
+		{"plaintext", []string{plain.Address}, "", "", soon},
+		{"tls", []string{secure.Address}, `signalbox.dev/picker-tls: plaintext`, "", soon},
+		{"other-ca", []string{secure.Address}, "", startFaulty(t, "other", false).CA, soon},
 	}
 	var pools []hookupPool
 	for _, c := range cases {
@@ -271,7 +278,7 @@ func TestUnreachablePicker(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			atOpen, atClose := watchPods(h.Open...), watchPods(h.Close...)
-			for _, bound := range []time.Duration{c.bound, time.Second} { // the second time it is known
+			for _, bound := range []time.Duration{c.bound, soon} { // the second time it is known
 				slowest := time.Duration(0)
 				for _, r := range h.sendAll(t.Context(), []string{c.name + "-open", c.name + "-close"}) {
 					if strings.HasSuffix(r.Pool, "-open") {

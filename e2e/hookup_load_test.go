@@ -149,7 +149,7 @@ func TestOnlyPickerUnderLoad(t *testing.T) {
 			mend := time.Now()
 			o.mend(picker)
 			mended := time.Now()
-			l.rounds(100)
+			l.rounds(140)
 			replies := l.stop()
 			for _, r := range replies["open"] {
 				checkOpenUnderLoad(t, h, r, hit, mended)
@@ -178,7 +178,7 @@ func TestOnlyPickerUnderLoad(t *testing.T) {
 }
 
 // usedAgain is how long after its return a picker may still be taken for dead.
-const usedAgain = 1500 * time.Millisecond
+const usedAgain = soon
 
 func checkOpenUnderLoad(t *testing.T, h *hookup, r reply, hit, mended time.Time) {
 	t.Helper()

@@ -29,12 +29,12 @@ func (h *hookup) stream(ctx context.Context, pool string, count int, pause time.
 	s := &sseStream{Pool: pool, Running: make(chan struct{}), Ended: make(chan struct{})}
 	go func() {
 		defer close(s.Ended)
-		s.read(h, ctx, fmt.Sprintf("/stream/%d/%s", count, pause))
+		s.read(ctx, h, fmt.Sprintf("/stream/%d/%s", count, pause))
 	}()
 	return s
 }
 
-func (s *sseStream) read(h *hookup, ctx context.Context, path string) {
+func (s *sseStream) read(ctx context.Context, h *hookup, path string) {
 	resp, err := h.client.Do(h.request(ctx, path, hookupBody(s.Pool, 2000)))
 	if err != nil {
 		s.Err = err
@@ -109,7 +109,7 @@ func TestPickerProcess(t *testing.T) {
 		answers bool          // those that wait are still answered by the picker
 		bound   time.Duration // until those that wait are answered
 	}{
-		{"SIGKILL", "60s", picker.Kill, picker.Start, false, time.Second},
+		{"SIGKILL", "60s", picker.Kill, picker.Start, false, soon},
 		{"SIGSTOP", "60s", func() { picker.Signal(syscall.SIGSTOP) }, func() { picker.Signal(syscall.SIGCONT) }, false, hungBound},
 		{"SIGTERM", "2s", func() { picker.Signal(syscall.SIGTERM) }, func() { <-picker.Ended; picker.Start() }, true, hungBound},
 	} {
@@ -145,7 +145,7 @@ func TestPickerProcess(t *testing.T) {
 				h.checkOutcome(t, r, true)
 			}
 			for _, s := range streams {
-				gap := time.Second
+				gap := soon
 				if strings.HasPrefix(s.Pool, "full") && c.name == "SIGSTOP" {
 					gap = hungBound // until it is known to be dead, it may be thinking
 				}
@@ -184,7 +184,7 @@ func (h *hookup) mend(t *testing.T, mend func()) {
 	mend()
 	back := time.Now()
 	waitFor(t, "the picker is used again", func() bool { return h.send(t.Context(), "full-close", 300).Status == 200 })
-	if took := time.Since(back); took > 2*time.Second {
+	if took := time.Since(back); took > soon {
 		t.Errorf("the picker was used again %v after it came back", took)
 	} else {
 		t.Logf("used again after %v", took.Round(time.Millisecond))

@@ -18,7 +18,7 @@ import (
 
 // hookup is a Gateway with pools, and what stands behind them. Each pool has a route: its
 // name as the first segment of the path, or as the model of a JSON body; so every request
-// goes through the extractor first.
+// goes through the extractor first, but those to plainHost.
 type hookup struct {
 	*box
 	client *http.Client
@@ -28,6 +28,9 @@ type hookup struct {
 	Outsider    *pod         // belongs to no pool
 	Arrived     atomic.Int64 // requests at pods that have not begun to answer, and all before
 }
+
+// plainHost is a host whose routes do not look at models.
+const plainHost = "plain.test"
 
 // hookupPool is an InferencePool and the Service of its picker.
 type hookupPool struct {
@@ -81,7 +84,17 @@ spec:
     - path: {type: PathPrefix, value: /%[1]s}
     - headers: [{name: X-Gateway-Model-Name, value: %[1]s}]
     backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: %[1]s}]
-`, p.Name, p.Annotations, p.pods(), picker, p.Spec)
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: %[1]s-plain, namespace: default}
+spec:
+  parentRefs: [{name: gw}]
+  hostnames: [%[6]s]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /%[1]s}}]
+    backendRefs: [{group: inference.networking.k8s.io, kind: InferencePool, name: %[1]s}]
+`, p.Name, p.Annotations, p.pods(), picker, p.Spec, plainHost)
 }
 
 // pickersYAML lists the endpoints of a pool's picker.
@@ -185,7 +198,8 @@ type reply struct {
 	Took  time.Duration
 }
 
-// send sends a request to a pool, a GET if size is noBody.
+// send sends a request to a pool, a GET if size is noBody. The header Host: plainHost has
+// it pass by the extractor.
 func (h *hookup) send(ctx context.Context, pool string, size int, header ...string) reply {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -193,6 +207,9 @@ func (h *hookup) send(ctx context.Context, pool string, size int, header ...stri
 	path := "/" + pool + "/v1/models"
 	if size != noBody {
 		path, r.Sent = "/v1/chat/completions", hookupBody(pool, size)
+	}
+	if slices.Contains(header, plainHost) {
+		path = "/" + pool + path
 	}
 	req := h.request(ctx, path, r.Sent, header...)
 	r.Began = time.Now()
@@ -217,6 +234,7 @@ func (h *hookup) request(ctx context.Context, path string, body []byte, header .
 	for i := 0; i+1 < len(header); i += 2 {
 		req.Header.Add(header[i], header[i+1])
 	}
+	req.Host = req.Header.Get("Host")
 	return req
 }
 
