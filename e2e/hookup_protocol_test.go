@@ -241,8 +241,8 @@ func TestPickTimeout(t *testing.T) {
 		hookupPool{Name: "close", Pickers: []string{closed.Address}, Annotations: bound})
 	open.Do(script{Endpoint: h.Open[0].Address})
 	closed.Do(script{Endpoint: h.Close[0].Address})
-	for _, r := range h.sendAll(t.Context(), []string{"open", "close"}, headerThink, "200ms") {
-		h.checkPicked(t, r)
+	for _, pool := range []string{"open", "close"} {
+		h.checkPicked(t, h.send(t.Context(), pool, 100<<10, headerThink, "200ms"))
 	}
 	atClose := watchPods(h.Close...)
 	for name, s := range map[string]script{
