@@ -145,9 +145,10 @@ func (s *endpointSet) sorted() ([]netip.AddrPort, []string) {
 
 // serviceEndpoints returns the endpoints of a Service's port, from the EndpointSlices
 // that carry its name, as kube-proxy chooses them: the ready ones; if there is none, those
-// that still serve while they terminate (KEP-1669). Ports go by name.
+// that still serve while they terminate (KEP-1669), and those of lost Pods. Ports go by
+// name.
 func (t *tables) serviceEndpoints(r *incr.Reads, service key, port servicePort) ([]netip.AddrPort, []string) {
-	ready, terminating := endpointSet{guard: t.opt.GuardAddresses}, endpointSet{guard: t.opt.GuardAddresses}
+	ready, last := endpointSet{guard: t.opt.GuardAddresses}, endpointSet{guard: t.opt.GuardAddresses}
 	for _, k := range t.slicesByService.Keys(r, service) {
 		slice, _ := t.slices.Get(r, k)
 		if len(slice.Endpoints) == 0 {
@@ -167,36 +168,42 @@ func (t *tables) serviceEndpoints(r *incr.Reads, service key, port servicePort) 
 			case len(e.Addresses) == 0:
 			case ptr.Deref(c.Ready, true):
 				ready.add(object, e.Addresses[0], ports)
-			case ptr.Deref(c.Serving, false) && ptr.Deref(c.Terminating, false):
-				terminating.add(object, e.Addresses[0], ports)
+			case ptr.Deref(c.Serving, false) && ptr.Deref(c.Terminating, false), !ptr.Deref(c.Terminating, false) && t.podRuns(r, slice.Namespace, e.TargetRef):
+				last.add(object, e.Addresses[0], ports)
 			}
 		}
 	}
 	if len(ready.endpoints) == 0 {
-		ready.endpoints = terminating.endpoints
+		ready.endpoints = last.endpoints
 	}
 	return ready.sorted()
 }
 
 // poolEndpoints returns the endpoints of a pool: the Pods that its selector matches,
 // each with every targetPort or those that it says are active, and the EndpointSlices
-// that its selector matches, which stand for Pods where no cluster is.
+// that its selector matches, which stand for Pods where no cluster is. If no endpoint is
+// ready, lost Pods are.
 func (t *tables) poolEndpoints(r *incr.Reads, pool *inferencev1.InferencePool) ([]netip.AddrPort, []string) {
-	set := endpointSet{guard: t.opt.GuardAddresses}
+	set, lost := endpointSet{guard: t.opt.GuardAddresses}, endpointSet{guard: t.opt.GuardAddresses}
 	var ports []int32
 	for _, p := range pool.Spec.TargetPorts {
 		ports = append(ports, int32(p.Number))
 	}
 	selector := poolSelector(pool)
 	for _, k := range t.podsBySelector.Keys(r, selector) {
-		pod, _ := t.pods.Get(r, k)
-		if podServes(pod) {
+		switch pod, _ := t.pods.Get(r, k); {
+		case podServes(pod):
 			set.add("Pod "+string(k), pod.Status.PodIP, podPorts(&set, k, pod, ports))
+		case podLost(pod):
+			lost.add("Pod "+string(k), pod.Status.PodIP, podPorts(&lost, k, pod, ports))
 		}
 	}
 	for _, k := range t.slicesBySelector.Keys(r, selector) {
 		slice, _ := t.slices.Get(r, k)
 		addSlice(&set, k, slice, ports)
+	}
+	if len(set.endpoints) == 0 {
+		set.endpoints = lost.endpoints
 	}
 	return set.sorted()
 }
@@ -204,16 +211,48 @@ func (t *tables) poolEndpoints(r *incr.Reads, pool *inferencev1.InferencePool) (
 // podServes says whether a Pod takes requests: it has an address, runs, is not being
 // deleted and is ready. A Pod written by hand has no conditions and counts as ready.
 func podServes(pod *corev1.Pod) bool {
-	if pod.Status.PodIP == "" || pod.DeletionTimestamp != nil ||
-		pod.Status.Phase == corev1.PodFailed || pod.Status.Phase == corev1.PodSucceeded {
-		return false
-	}
-	for _, c := range pod.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			return c.Status == corev1.ConditionTrue
+	ready := podCondition(pod, corev1.PodReady)
+	return podStays(pod) && (ready == nil || ready.Status == corev1.ConditionTrue)
+}
+
+// podLost says whether a Pod is not ready for no reason of its own: its kubelet's last
+// word was that all containers are, and then nobody heard from the node. So says
+// Kubernetes of every Pod at once when its own API server comes back after a minute, and
+// of a node that died. The two cannot be told apart, but in a pool of which nothing else is
+// left the first is served, and the second is not made worse.
+func podLost(pod *corev1.Pod) bool {
+	ready, containers := podCondition(pod, corev1.PodReady), podCondition(pod, corev1.ContainersReady)
+	return podStays(pod) && ready != nil && ready.Status != corev1.ConditionTrue && ready.Reason != reasonReadinessGates &&
+		containers != nil && containers.Status == corev1.ConditionTrue
+}
+
+// reasonReadinessGates is what a kubelet says of a Pod whose containers are ready and
+// whose readiness gates are not (k8s.io/kubernetes/pkg/kubelet/status).
+const reasonReadinessGates = "ReadinessGatesNotReady"
+
+// podStays says whether a Pod has an address, runs and is not being deleted.
+func podStays(pod *corev1.Pod) bool {
+	return pod.Status.PodIP != "" && pod.DeletionTimestamp == nil &&
+		pod.Status.Phase != corev1.PodFailed && pod.Status.Phase != corev1.PodSucceeded
+}
+
+func podCondition(pod *corev1.Pod, of corev1.PodConditionType) *corev1.PodCondition {
+	for i, c := range pod.Status.Conditions {
+		if c.Type == of {
+			return &pod.Status.Conditions[i]
 		}
 	}
-	return true
+	return nil
+}
+
+// podRuns says whether the Pod that an endpoint of a slice stands for is lost, or ready
+// again, which the slice has yet to say.
+func (t *tables) podRuns(r *incr.Reads, namespace string, ref *corev1.ObjectReference) bool {
+	if ref == nil || ref.Kind != string(source.KindPod) {
+		return false
+	}
+	pod, ok := t.pods.Get(r, objectKey(namespace, ref.Name))
+	return ok && (podServes(pod) || podLost(pod))
 }
 
 // podPorts returns which of the pool's ports the Pod serves.

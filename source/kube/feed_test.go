@@ -196,13 +196,15 @@ func TestStrip(t *testing.T) {
 			&gatewayv1.HTTPRoute{ObjectMeta: kept}},
 		{&corev1.Pod{ObjectMeta: meta, Spec: corev1.PodSpec{NodeName: "n"}, Status: corev1.PodStatus{
 			Phase: corev1.PodRunning, PodIP: "10.0.0.1", HostIP: "10.1.1.1", StartTime: &metav1.Time{},
-			Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled}, {Type: corev1.PodReady, Status: corev1.ConditionTrue, LastProbeTime: metav1.Now()}}}},
+			Conditions: []corev1.PodCondition{{Type: corev1.PodScheduled}, {Type: corev1.ContainersReady, Status: corev1.ConditionTrue}, {Type: corev1.PodReady, Status: corev1.ConditionFalse, Reason: "r", LastProbeTime: metav1.Now()}}}},
 			&corev1.Pod{ObjectMeta: kept, Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "10.0.0.1",
-				Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}}}},
+				Conditions: []corev1.PodCondition{{Type: corev1.ContainersReady, Status: corev1.ConditionTrue}, {Type: corev1.PodReady, Status: corev1.ConditionFalse, Reason: "r"}}}}},
 		{&discoveryv1.EndpointSlice{ObjectMeta: meta, AddressType: "IPv4", Endpoints: []discoveryv1.Endpoint{{
-			Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}, NodeName: ptr.To("n"), TargetRef: &corev1.ObjectReference{}}}},
+			Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}, NodeName: ptr.To("n"), TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "a", Namespace: "default", UID: "u"}},
+			{Addresses: []string{"10.0.0.2"}}}},
 			&discoveryv1.EndpointSlice{ObjectMeta: kept, AddressType: "IPv4", Endpoints: []discoveryv1.Endpoint{{
-				Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}}}}},
+				Addresses: []string{"10.0.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: ptr.To(true)}, TargetRef: &corev1.ObjectReference{Kind: "Pod", Name: "a"}},
+				{Addresses: []string{"10.0.0.2"}}}}},
 		{&corev1.Service{ObjectMeta: meta, Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "10.0.0.9"}}}}},
 			&corev1.Service{ObjectMeta: kept, Status: corev1.ServiceStatus{LoadBalancer: corev1.LoadBalancerStatus{Ingress: []corev1.LoadBalancerIngress{{IP: "10.0.0.9"}}}}}},
 	} {

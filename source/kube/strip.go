@@ -42,10 +42,18 @@ func (s *store) strip(obj runtime.Object) error {
 	case *discoveryv1.EndpointSlice:
 		for i := range o.Endpoints {
 			e := &o.Endpoints[i]
-			*e = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions}
+			*e = discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, TargetRef: stripTarget(e.TargetRef)}
 		}
 	}
 	return nil
+}
+
+// stripTarget leaves of what an endpoint stands for its name.
+func stripTarget(o *corev1.ObjectReference) *corev1.ObjectReference {
+	if o == nil {
+		return nil
+	}
+	return &corev1.ObjectReference{Kind: o.Kind, Name: o.Name}
 }
 
 // stripPod leaves of a Pod where it is and whether it is ready: probes' and heartbeats'
@@ -53,8 +61,8 @@ func (s *store) strip(obj runtime.Object) error {
 func stripPod(o *corev1.Pod) {
 	var ready []corev1.PodCondition
 	for _, c := range o.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			ready = append(ready, corev1.PodCondition{Type: c.Type, Status: c.Status})
+		if c.Type == corev1.PodReady || c.Type == corev1.ContainersReady {
+			ready = append(ready, corev1.PodCondition{Type: c.Type, Status: c.Status, Reason: c.Reason})
 		}
 	}
 	o.Spec, o.OwnerReferences = corev1.PodSpec{}, nil
