@@ -12,8 +12,13 @@ import (
 	"go.uber.org/zap"
 )
 
-// dnsInterval is how often a DNS name is asked for again.
-const dnsInterval = time.Second
+const (
+	// dnsInterval is how often a DNS name is asked for again.
+	dnsInterval = time.Second
+	// dnsDoubt is how long a name must have no address before that is believed: a cluster
+	// that has not heard from its nodes for a moment takes all Pods for not ready.
+	dnsDoubt = 10 * time.Second
+)
 
 // dnsName is a name whose addresses are endpoints, on one port.
 type dnsName struct {
@@ -34,12 +39,14 @@ func parseDNSName(s string) (dnsName, error) {
 }
 
 // follow reads the name's addresses into the list until ctx ends. A name that does not
-// exist has none: so says a cluster's DNS of a headless Service without a ready pod.
-// Of a name that cannot be asked for, nothing new is known.
+// exist has none: so says a cluster's DNS of a headless Service without a ready pod. That
+// all of them have gone is believed after dnsDoubt. Of a name that cannot be asked for,
+// nothing new is known.
 func (e *Endpoints) follow(ctx context.Context, name dnsName, lookup func(ctx context.Context, network, host string) ([]netip.Addr, error), log *zap.Logger) {
 	tick := time.NewTicker(dnsInterval)
 	defer tick.Stop()
 	var said string
+	seen := time.Now() // an address
 	for {
 		changed := e.changed()
 		addresses, err := lookup(ctx, "ip", name.host)
@@ -47,7 +54,10 @@ func (e *Endpoints) follow(ctx context.Context, name dnsName, lookup func(ctx co
 		if errors.As(err, &none) && none.IsNotFound {
 			addresses, err = nil, nil
 		}
-		if err == nil {
+		if len(addresses) > 0 {
+			seen = time.Now()
+		}
+		if err == nil && (len(addresses) > 0 || len(e.Get()) == 0 || time.Since(seen) >= dnsDoubt) {
 			list := make([]string, len(addresses))
 			for i, a := range addresses {
 				list[i] = netip.AddrPortFrom(a.Unmap(), name.port).String()
