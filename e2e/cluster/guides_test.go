@@ -34,6 +34,7 @@ var applied = map[string]string{
 
 // guides sets up what the guides presuppose, then types every command of theirs.
 func guides(t *testing.T) {
+	kubectl(t, "delete", "gateways,httproutes,inferencepools", "--all", "--wait") // of a run that was cut off
 	kubectl(t, "apply", "-f", "testdata/guides/base/gateway.yaml", "-f", "testdata/guides-steps/multiple-models-and-loras/0-llm-route.yaml")
 	files, err := filepath.Glob(filepath.Join(checkout, "deploy/demo/*.yaml"))
 	if err != nil {

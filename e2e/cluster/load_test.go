@@ -1,8 +1,10 @@
 package cluster
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -13,20 +15,22 @@ import (
 // loadPod is `signalbox demo load` in a pod.
 type loadPod struct {
 	name string
-	ends time.Time // when it stops sending by itself
+	logs *exec.Cmd // follows what it prints, which is its report, at its end
+	out  bytes.Buffer
+	ends time.Time // when it stops by itself; zero: when it is told to
 }
 
 const loadRate = 40 // requests a second
 
-// startLoad sends requests for models of FailOpen and of FailClose pools from a pod, for
-// so long, to the Gateway's Service, or to an address. It returns when the first have been
-// answered.
-func startLoad(t *testing.T, duration time.Duration, url string) loadPod {
+// startLoad sends requests for models of FailOpen and of FailClose pools from a pod, to
+// the Gateway's Service or to an address, for so long; 0: until finish. It returns when
+// the pod runs.
+func startLoad(t *testing.T, duration time.Duration, url string) *loadPod {
 	t.Helper()
-	l := loadPod{name: fmt.Sprintf("load-%d", time.Now().UnixNano())}
+	l := &loadPod{name: fmt.Sprintf("load-%d", time.Now().UnixNano())}
 	overrides, err := json.Marshal(map[string]any{"spec": map[string]any{
-		"automountServiceAccountToken": false, "terminationGracePeriodSeconds": 1,
-		"securityContext": map[string]any{"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": map[string]any{"type": "RuntimeDefault"}}}})
+		"automountServiceAccountToken": false,
+		"securityContext":              map[string]any{"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": map[string]any{"type": "RuntimeDefault"}}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,27 +39,44 @@ func startLoad(t *testing.T, duration time.Duration, url string) loadPod {
 		"--models", "food-review-1,microsoft/Phi-4-mini-instruct,chatbot,recommender", "--duration", duration.String())
 	t.Cleanup(func() { kubectl(t, "delete", "pod", l.name, "--ignore-not-found", "--wait=false") })
 	kubectl(t, "wait", "pod/"+l.name, "--for=jsonpath={.status.phase}=Running", "--timeout", patience.String())
-	l.ends = time.Now().Add(duration - 2*time.Second) // it may have begun a little before
+	if duration > 0 {
+		l.ends = time.Now().Add(duration - 2*time.Second) // it may have begun a little before
+		return l
+	}
+	l.logs = exec.Command("kubectl", "logs", "--follow", "pod/"+l.name)
+	l.logs.Stdout, l.logs.Stderr = &l.out, &l.out
+	if err := l.logs.Start(); err != nil {
+		t.Fatal(err)
+	}
 	return l
 }
 
-// finish waits for the end of the load. No request may have failed, and the load must have
-// gone on after what was done meanwhile.
-func (l loadPod) finish(t *testing.T) load.Report {
+// report ends the load and returns what it printed.
+func (l *loadPod) report(t *testing.T) string {
 	t.Helper()
+	if l.ends.IsZero() {
+		kubectl(t, "delete", "pod", l.name, "--wait=false", "--grace-period=60")
+		if err := l.logs.Wait(); err != nil {
+			t.Fatalf("kubectl logs: %v\n%s", err, l.out.String())
+		}
+		return l.out.String()
+	}
 	if left := time.Until(l.ends); left < 0 {
 		t.Errorf("what was to happen under load took %s longer than the load", -left)
 	}
-	var phase string
 	eventually(t, "the load ends", func() (bool, string) {
-		out, err := run(t, "", "kubectl", "get", "pod", l.name, "-o", "jsonpath={.status.phase}")
-		phase = out
+		phase, err := run(t, "", "kubectl", "get", "pod", l.name, "-o", "jsonpath={.status.phase}")
 		return err == nil && (phase == "Succeeded" || phase == "Failed"), phase
 	})
-	logs := kubectl(t, "logs", l.name)
-	line, _, _ := strings.Cut(logs[strings.Index(logs, "{"):], "\n")
+	return kubectl(t, "logs", l.name)
+}
+
+// finish ends the load: no request may have failed.
+func (l *loadPod) finish(t *testing.T) {
+	t.Helper()
+	logs := l.report(t)
 	var report load.Report
-	if err := json.Unmarshal([]byte(line), &report); err != nil {
+	if err := json.Unmarshal([]byte(strings.SplitN(logs[max(0, strings.Index(logs, "{")):], "\n", 2)[0]), &report); err != nil {
 		t.Fatalf("%v in %s", err, logs)
 	}
 	if report.Failed > 0 {
@@ -68,14 +89,12 @@ func (l loadPod) finish(t *testing.T) load.Report {
 		t.Errorf("only %d requests were sent", report.Requests)
 	}
 	t.Logf("%d requests, %d failed, median %.0f ms, longest %.0f ms", report.Requests, report.Failed, report.P50, report.Max)
-	return report
 }
 
-// under runs something under load through the Gateway's Service. longest is how long it
-// takes at most, and the load goes on for a while after it.
-func under(t *testing.T, longest time.Duration, what func(*testing.T)) load.Report {
+// under runs something under load through the Gateway's Service.
+func under(t *testing.T, what func(*testing.T)) {
 	t.Helper()
-	l := startLoad(t, longest+10*time.Second, "http://"+envoys+"."+"default")
+	l := startLoad(t, 0, "http://"+envoys+".default")
 	what(t)
-	return l.finish(t)
+	l.finish(t)
 }
