@@ -8,7 +8,7 @@
 // answer that is neither 200 nor 404 is a fault: a gateway sent a request along a route
 // whose backend it did not know yet, or no longer.
 //
-//	go run ./e2e/propagation --gateway default/inference-gateway --service gemma3-pods:8000 --others 0,500
+//	go run ./e2e/propagation --gateway default/inference-gateway --service gemma3-pods:8000 --path /v1/models --others 0,500
 //
 // Exit status 1 if there was a fault, or if a median is above --max-ratio times the first.
 package main
@@ -26,10 +26,10 @@ import (
 )
 
 type config struct {
-	kubeconfig, gateway, address, service string
-	rounds                                int
-	others                                []int
-	maxRatio                              float64
+	kubeconfig, gateway, address, service, path string
+	rounds                                      int
+	others                                      []int
+	maxRatio                                    float64
 }
 
 func main() {
@@ -52,7 +52,8 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.kubeconfig, "kubeconfig", os.Getenv("KUBECONFIG"), "how to reach the cluster (default: $KUBECONFIG)")
 	f.StringVar(&cfg.gateway, "gateway", "", "namespace/name of the Gateway; routes are made in its namespace")
 	f.StringVar(&cfg.address, "address", "", "HOST:PORT of the gateway (default: what the Gateway's status and first listener say)")
-	f.StringVar(&cfg.service, "service", "", "NAME:PORT of a Service in that namespace that answers GET / with 200")
+	f.StringVar(&cfg.service, "service", "", "NAME:PORT of a Service in that namespace that answers with 200, at once: its time is in every result")
+	f.StringVar(&cfg.path, "path", "/", "what to ask it for")
 	f.IntVar(&cfg.rounds, "rounds", 20, "rounds with each number of other routes")
 	f.IntSliceVar(&cfg.others, "others", []int{0, 500}, "how many other routes there are")
 	f.Float64Var(&cfg.maxRatio, "max-ratio", 0, "fail if a median is more than so many times the first; 0: never")
@@ -117,7 +118,7 @@ func measure(ctx context.Context, c *cluster, cfg config) (created, deleted time
 			return nil, nil, nil, err
 		}
 		name := fmt.Sprintf("propagation-round-%d", round)
-		p := newProber(cfg.address, name+hostSuffix)
+		p := newProber("http://"+cfg.address+cfg.path, name+hostSuffix)
 		took := func(status int, what string, change func() error) (time.Duration, error) {
 			start := time.Now()
 			if err := change(); err != nil {

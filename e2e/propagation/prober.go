@@ -26,32 +26,32 @@ type prober struct {
 	news   chan struct{} // closed by the next answer
 }
 
-func newProber(address, host string) *prober {
+func newProber(url, host string) *prober {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	p := &prober{news: make(chan struct{})}
 	p.stop = func() { cancel(); <-done }
 	go func() {
 		defer close(done)
-		p.run(ctx, address, host)
+		p.run(ctx, url, host)
 	}()
 	return p
 }
 
-func (p *prober) run(ctx context.Context, address, host string) {
+func (p *prober) run(ctx context.Context, url, host string) {
 	transport := &http.Transport{}
 	defer transport.CloseIdleConnections()
 	client := &http.Client{Transport: transport, Timeout: patience}
 	for ctx.Err() == nil {
-		status, fault := ask(ctx, client, address, host)
+		status, fault := ask(ctx, client, url, host)
 		if ctx.Err() == nil {
 			p.note(status, fault)
 		}
 	}
 }
 
-func ask(ctx context.Context, client *http.Client, address, host string) (status int, fault string) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/", nil)
+func ask(ctx context.Context, client *http.Client, url, host string) (status int, fault string) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return 0, err.Error()
 	}
