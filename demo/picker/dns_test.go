@@ -58,7 +58,7 @@ func TestFollowDNS(t *testing.T) {
 		step("no such name: not believed at once", true, "10.0.0.1:8000", "10.0.0.2:8000", "[fd00::1]:8000")
 		<-time.After(dnsDoubt)
 		step("no such name: no ready pod", true)
-		answer, failure = []netip.Addr{netip.MustParseAddr("10.0.0.3")}, nil
+		says([]netip.Addr{netip.MustParseAddr("10.0.0.3")}, nil)
 		step("back at once", true, "10.0.0.3:8000")
 	})
 }
